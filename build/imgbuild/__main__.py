@@ -1,0 +1,5 @@
+import sys
+
+from imgbuild.cli import main
+
+sys.exit(main())

@@ -1,0 +1,173 @@
+"""The only module that starts a process.
+
+Every command is a list. A failure carries the command in a form that can be
+pasted into a shell, and the last lines it printed.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+from imgbuild.errors import EngineError, ImgbuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+verbose = False
+"""Whether each command is echoed to stderr as `+ command`; set once, by the command line."""
+
+
+class ProcError(ImgbuildError):
+    """A program ended with a status other than 0, or did not end in time."""
+
+    exit_code = 6
+
+    def __init__(self, argv: Sequence[str], returncode: int | None, output: str) -> None:
+        self.argv = list(argv)
+        self.returncode = returncode
+        self.output = output
+        ending = "did not end in time" if returncode is None else f"ended with status {returncode}"
+        super().__init__(
+            f"{argv[0]} {ending}:\n" + "\n".join(output.strip().splitlines()[-15:]),
+            hint=f"the command was: {shlex.join(argv)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def which(program: str, *, env: Mapping[str, str] | None = None) -> str | None:
+    """The path of a program on PATH, or None."""
+    return shutil.which(program, path=(env or os.environ).get("PATH"))
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+    check: bool = True,
+    timeout: float | None = None,
+) -> Result:
+    """Run a command, keep what it prints.
+
+    `timeout` is in seconds. With `check`, a status other than 0 or a timeout
+    raises ProcError; without, a timeout gives returncode 124.
+    """
+    words = [str(a) for a in argv]
+    if which(words[0], env=env) is None:
+        raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
+    if verbose:
+        print("+", shlex.join(words), file=sys.stderr)
+    try:
+        done = subprocess.run(
+            words,
+            env=dict(env) if env is not None else None,
+            cwd=cwd,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as e:
+        text = f"{_text(e.stdout)}{_text(e.stderr)}"
+        if check:
+            raise ProcError(words, None, text) from None
+        return Result(returncode=124, stdout=_text(e.stdout), stderr=_text(e.stderr))
+    if check and done.returncode:
+        raise ProcError(words, done.returncode, done.stdout + done.stderr)
+    return Result(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+
+def stream(
+    argv: Sequence[str | Path],
+    *,
+    log: IO[bytes],
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    show: bool = True,
+) -> int:
+    """Run a command whose progress a person watches; return its status.
+
+    What it prints goes to stderr and to `log`. On a terminal the command gets
+    a terminal of its own, so that BuildKit's moving display stays what it is.
+    """
+    words = [str(a) for a in argv]
+    if which(words[0], env=env) is None:
+        raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
+    if verbose:
+        print("+", shlex.join(words), file=sys.stderr)
+    use_pty = show and sys.stderr.isatty()
+    if use_pty:
+        reader, writer = pty.openpty()
+    else:
+        reader, writer = os.pipe()
+    child = subprocess.Popen(
+        words,
+        env=dict(env) if env is not None else None,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=writer,
+    )
+    os.close(writer)
+    try:
+        while chunk := _read(reader):
+            log.write(chunk)
+            if show:
+                sys.stderr.buffer.write(chunk)
+                sys.stderr.buffer.flush()
+        return child.wait()
+    except BaseException:
+        # Ctrl-C reaches the child too (same terminal); give it time to cancel the solve.
+        if child.poll() is None:
+            child.terminate()
+        try:
+            child.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        raise
+    finally:
+        log.flush()
+        os.close(reader)
+
+
+def spawn_daemon(argv: Sequence[str | Path], *, log: Path) -> int:
+    """Start a process that outlives us, in a session of its own; return its pid."""
+    words = [str(a) for a in argv]
+    if verbose:
+        print("+", shlex.join(words), "&", file=sys.stderr)
+    with log.open("ab") as out:
+        child = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/"
+        )
+    return child.pid
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except OSError:  # EIO: the other end of the terminal is closed
+        return b""
+
+
+def _text(raw: bytes | str | None) -> str:
+    if raw is None:
+        return ""
+    return raw if isinstance(raw, str) else raw.decode(errors="replace")
