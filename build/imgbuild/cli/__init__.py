@@ -1,0 +1,109 @@
+"""The command line: one small file a verb, loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from imgbuild import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Verb → its first line of help. Kept here so that --help imports no verb; a test holds both equal.
+VERBS = {
+    "bake": "Print a bake file that plain `docker buildx bake` accepts.",
+    "build": "Build images.",
+    "df": "Show what images, build cache, bases, sources and logs take on disk.",
+    "doctor": "Check this machine, and with --fix mend it.",
+    "lock": "Pin every wheel, commit and digest.",
+    "plan": "Show targets fully resolved.",
+    "prune": "Remove what builds left behind.",
+    "render": "Write the Dockerfiles and everything else that follows from the matrix.",
+    "schema": "Print the JSON Schema of the YAML files.",
+    "targets": "List the targets.",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"imgbuild.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(VERBS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            from imgbuild.errors import nearest
+
+            near = nearest(args[0], VERBS)
+            ctx.fail(f"no command {args[0]!r}." + (f" Did you mean {near!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="imgbuild")
+@click.option("--project", type=click.Path(path_type=Path), help="Folder with images/ (default: found from here).")
+@click.option("-v", "--verbose", is_flag=True, help="Show every program that is started.")
+@click.pass_context
+def cli(ctx: click.Context, project: Path | None, verbose: bool) -> None:
+    """Container images of ComfyUI made for one kind of NVIDIA hardware."""
+    from imgbuild.cli.app import App
+
+    if verbose:
+        from imgbuild import proc
+
+        proc.verbose = True
+    ctx.obj = App(project_option=project, env=dict(os.environ))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; every failure ends here as one message and its exit code."""
+    try:
+        result = cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
+    except click.ClickException as e:
+        e.show()
+        return e.exit_code
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("\ninterrupted: finished parts are kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `imgbuild plan | head`: nobody reads on, which is no failure of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as e:
+        from imgbuild.errors import DiskError, ImgbuildError
+
+        if e.errno == 28:  # noqa: PLR2004  (ENOSPC)
+            return _tell(DiskError("the disk is full", hint="imgbuild df shows what takes it, imgbuild prune frees it"))
+        where = f"{e.filename}: " if e.filename else ""
+        return _tell(ImgbuildError(f"{where}{e.strerror or e}"))
+    except Exception as e:
+        from imgbuild.errors import ImgbuildError
+
+        if isinstance(e, ImgbuildError):
+            return _tell(e)
+        raise
+    return result if isinstance(result, int) else 0
+
+
+def _tell(error: Exception) -> int:
+    from imgbuild.report import tell_error
+
+    return tell_error(error)

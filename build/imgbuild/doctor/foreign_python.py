@@ -1,0 +1,70 @@
+"""Does a foreign Python run in a container? Asked where the engine already has an image to try it with."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from imgbuild.doctor.finding import Finding, error, info, ok
+from imgbuild.doctor.platforms import Platform, foreign
+from imgbuild.doctor.probe import NOT_FOUND, TIMED_OUT
+
+if TYPE_CHECKING:
+    from imgbuild.doctor.probe import Probe
+    from imgbuild.doctor.situation import Situation
+
+SECONDS = 60
+AT_MOST = 3
+"""Images tried until one has Python in it."""
+PROGRAM = "import platform; print(platform.machine(), 6 * 7)"
+
+
+@dataclass(frozen=True)
+class ForeignPython:
+    id: str = "foreign python"
+
+    def __call__(self, s: Situation) -> list[Finding]:
+        if s.docker.server is None or not s.docker.is_local:
+            return []
+        return [self._one(s.probe, p) for p in foreign(s.platforms, s.probe.arch)]
+
+    def _one(self, probe: Probe, p: Platform) -> Finding:
+        for image in images_for(probe, p)[:AT_MOST]:
+            name = f"imgbuild-doctor-{p.debian}-{os.getpid()}"
+            ran = probe.run(
+                *("docker", "run", "--rm", "--name", name, "--platform", p.name),
+                *("--network", "none", "--read-only", "--cap-drop", "ALL", "--pull", "never"),
+                *("--entrypoint", "python3", image, "-I", "-c", PROGRAM),
+                timeout=SECONDS,
+            )
+            if ran.returncode == TIMED_OUT:
+                probe.run("docker", "rm", "--force", name)
+                return error(
+                    self.id,
+                    f"{p.name}: Python of {image} did not end within {SECONDS} s: the emulator hangs",
+                    "imgbuild doctor --fix",
+                )
+            if ran.returncode == 0 and ran.stdout.split() == [p.uname, "42"]:
+                return ok(self.id, f"{p.name}: Python of {image} runs")
+            if ran.returncode != NOT_FOUND:  # 127: that image has no python3
+                why = (ran.stderr.strip().splitlines() or [f"status {ran.returncode}"])[-1]
+                return error(
+                    self.id, f"{p.name}: Python of {image} does not run: {why}", "imgbuild doctor --fix"
+                )
+        return info(self.id, f"{p.name}: not tested, the engine has no image of that platform with Python yet")
+
+
+def images_for(probe: Probe, platform: Platform) -> list[str]:
+    """Ids of the engine's images for a foreign platform, newest first."""
+    listed = probe.run("docker", "image", "ls", "--no-trunc", "--quiet")
+    ids = list(dict.fromkeys(listed.stdout.split()))
+    if not ids:
+        return []
+    shown = probe.run("docker", "image", "inspect", *ids)
+    try:
+        images = json.loads(shown.stdout or "[]")
+    except ValueError:
+        return []
+    return [i["Id"] for i in images if i.get("Architecture") == platform.debian and i.get("Os") == "linux"]

@@ -1,0 +1,84 @@
+"""What people see: errors, tables, steps. Data goes to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from imgbuild.errors import ImgbuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+def tell_error(error: Exception) -> int:
+    """Show an error with its hint on stderr; return its exit code."""
+    code = 1
+    lines = [f"{_paint('error:', '31;1')} {error}"]
+    if isinstance(error, ImgbuildError):
+        code = error.exit_code
+        if error.hint:
+            lines.append(f"{_paint('hint:', '36;1')} {error.hint}")
+    print("\n".join(lines), file=sys.stderr)
+    return code
+
+
+def say(text: str) -> None:
+    print(f"{_paint('•', '36')} {text}", file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    print(f"{_paint('warning:', '33;1')} {text}", file=sys.stderr, flush=True)
+
+
+def notice(title: str, lines: Iterable[str]) -> None:
+    """Something that must not be overlooked."""
+    rows = [title, *lines]
+    width = max(len(r) for r in rows)
+    edge = "━" * (width + 2)
+    body = "\n".join(f"┃ {r.ljust(width)} ┃" for r in rows)
+    print(_paint(f"┏{edge}┓\n{body}\n┗{edge}┛", "33;1"), file=sys.stderr, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> None:
+    """A table on stdout; `right` are the columns of numbers."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    shown = Table(title=title or None, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="right" if i in set(right) else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160)
+    console.print(shown)
+
+
+def fold(title: str) -> None:
+    """Begin a group that a CI log can fold."""
+    if os.environ.get("GITHUB_ACTIONS"):
+        print(f"::group::{title}", file=sys.stderr, flush=True)
+    else:
+        say(title)
+
+
+def unfold() -> None:
+    if os.environ.get("GITHUB_ACTIONS"):
+        print("::endgroup::", file=sys.stderr, flush=True)
+
+
+def human(size: int) -> str:
+    """Bytes as people read them: 1536 → '1.5 kB' (decimal, as registries and disks count)."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":  # noqa: PLR2004
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def _paint(text: str, code: str) -> str:
+    if not sys.stderr.isatty() or "NO_COLOR" in os.environ:
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
