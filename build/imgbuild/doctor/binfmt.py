@@ -118,7 +118,10 @@ class Binfmt:
         ran = probe.execute(program, env={}, timeout=20)
         if ran.returncode == TIMED_OUT:
             return error(
-                self.id, f"{p.name}: a program of {p.uname} did not end within 20 s", FIX, repairs=(PACKAGES, register)
+                self.id,
+                f"{p.name}: a program of {p.uname} did not end within 20 s",
+                FIX,
+                repairs=(PACKAGES, register),
             )
         if ran.returncode != EXIT_STATUS:
             why = ran.stderr.strip() or f"status {ran.returncode}"
@@ -130,7 +133,10 @@ class Binfmt:
             )
         version = probe.execute(program, env={"QEMU_VERSION": "1"}, timeout=20).stdout
         if "qemu" not in version.casefold():
-            return ok(self.id, f"{p.name}: runs, through {handler.interpreter} (not QEMU: its version is not checked)")
+            return ok(
+                self.id,
+                f"{p.name}: runs, through {handler.interpreter} (not QEMU: its version is not checked)",
+            )
         number = ".".join(map(str, minimum.parse(version) or ()))
         if not minimum.enough("qemu", version):
             return error(

@@ -35,7 +35,7 @@ class Certificates:
             return error(self.id, f"{variables}: {path} cannot be read: {e.strerror or e}", remedy)
         if text is None:
             return error(self.id, f"{variables}: {path} does not exist", remedy)
-        count = text.count("BEGIN CERTIFICATE") + text.count("BEGIN TRUSTED CERTIFICATE")
+        count = text.count("BEGIN CERTIFICATE")
         if not count:
             return error(self.id, f"{variables}: {path} holds no certificate in PEM form", remedy)
         return ok(self.id, f"{path} holds {count} certificates ({variables})")

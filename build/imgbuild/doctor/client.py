@@ -29,7 +29,9 @@ class Client:
                     self.id,
                     f"{used.path} is {used.version or 'silent about its version'}, "
                     f"older than {minimum.spelled('docker')}",
-                    "imgbuild doctor --fix" if not shadowed else f"remove {used.path}, which hides the others",
+                    "imgbuild doctor --fix"
+                    if not shadowed
+                    else f"remove {used.path}, which hides the others",
                     repairs=() if shadowed else (Repair(kind=Mend.ENGINE_PACKAGES),),
                 )
             ]

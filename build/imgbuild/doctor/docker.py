@@ -67,7 +67,8 @@ class Docker:
 
 def ask(probe: Probe) -> Docker:
     clients = tuple(
-        Client(path=path, version=_line(probe.run(path, "--version").stdout)) for path in probe.which("docker")
+        Client(path=path, version=_line(probe.run(path, "--version").stdout))
+        for path in probe.which("docker")
     )
     if not clients:
         return Docker()

@@ -65,7 +65,9 @@ class Engine:
         what = f"the Docker engine{_where(d.endpoint)} does not answer{reason}"
         if "DOCKER_HOST" in s.probe.env and not d.is_ours:
             return error(
-                self.id, what, "start the engine that DOCKER_HOST names, or use this machine's: unset DOCKER_HOST"
+                self.id,
+                what,
+                "start the engine that DOCKER_HOST names, or use this machine's: unset DOCKER_HOST",
             )
         if not d.is_ours:
             return error(

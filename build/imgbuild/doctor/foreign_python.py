@@ -53,7 +53,9 @@ class ForeignPython:
                 return error(
                     self.id, f"{p.name}: Python of {image} does not run: {why}", "imgbuild doctor --fix"
                 )
-        return info(self.id, f"{p.name}: not tested, the engine has no image of that platform with Python yet")
+        return info(
+            self.id, f"{p.name}: not tested, the engine has no image of that platform with Python yet"
+        )
 
 
 def images_for(probe: Probe, platform: Platform) -> list[str]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from imgbuild.doctor.finding import Finding, error, info, ok, warning
 from imgbuild.doctor.probe import TIMED_OUT
+from imgbuild.errors import ConfigError
+from imgbuild.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,12 +22,6 @@ SECONDS = 25
 REQUIREMENT = "packaging"
 """Small, pure Python, and in every index that can serve this project."""
 
-FROM_PIP = {
-    "UV_DEFAULT_INDEX": "PIP_INDEX_URL",
-    "UV_INDEX": "PIP_EXTRA_INDEX_URL",
-    "UV_FIND_LINKS": "PIP_FIND_LINKS",
-    "SSL_CERT_FILE": "PIP_CERT",
-}
 NAMES_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
 URL = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+")
 
@@ -39,15 +35,27 @@ class Index:
         if s.offline:
             return [info(self.id, "not asked: offline")]
         if env.get("UV_NO_INDEX") or env.get("PIP_NO_INDEX"):
-            return [info(self.id, "not asked: the environment says that there is no index, only wheel folders")]
+            return [
+                info(self.id, "not asked: the environment says that there is no index, only wheel folders")
+            ]
         if s.probe.uv is None:
-            return [error(self.id, "the program uv is missing; it comes with imgbuild's own packages", "pip install uv")]
+            return [
+                error(
+                    self.id,
+                    "the program uv is missing; it comes with imgbuild's own packages",
+                    "pip install uv",
+                )
+            ]
+        try:
+            settings = read_settings(env)
+        except ConfigError:
+            return [info(self.id, "not asked: the certificate bundle has to be mended first")]
         with tempfile.TemporaryDirectory(prefix="imgbuild-doctor-") as folder:
             asked = s.probe.run(
                 *(s.probe.uv, "pip", "install", "--dry-run", "--no-cache", "--no-deps"),
                 *("--python", s.probe.python, "--target", str(Path(folder, "target")), REQUIREMENT),
                 timeout=SECONDS,
-                env={"UV_HTTP_TIMEOUT": "10", "UV_HTTP_RETRIES": "0", **as_uv(env)},
+                env={**settings.environment({}), "UV_HTTP_TIMEOUT": "10", "UV_HTTP_RETRIES": "0"},
             )
         if asked.returncode == 0:
             return [ok(self.id, f"the package index ({_named_by(env)}) answers")]
@@ -60,16 +68,6 @@ class Index:
                 "a build works without it only from wheel folders (imgbuild build --wheels DIR) or a warm cache",
             )
         ]
-
-
-def as_uv(env: Mapping[str, str]) -> dict[str, str]:
-    """pip's settings in uv's words, where uv has none of its own. (pip takes lists with spaces; uv's index lists too.)"""
-    mapped = {uv: env[pip] for uv, pip in FROM_PIP.items() if env.get(pip) and not env.get(uv)}
-    if env.get("UV_INDEX_URL"):
-        mapped.pop("UV_DEFAULT_INDEX", None)
-    if links := mapped.get("UV_FIND_LINKS"):
-        mapped["UV_FIND_LINKS"] = ",".join(links.split())
-    return mapped
 
 
 def _named_by(env: Mapping[str, str]) -> str:

@@ -27,10 +27,16 @@ class Nvidia:
         asked = s.probe.run(*QUERY, timeout=20)
         rows = [row for row in asked.stdout.splitlines() if "," in row]
         if asked.returncode or not rows:
-            why = "did not end within 20 s" if asked.returncode == TIMED_OUT else _first(asked.stdout + asked.stderr)
+            why = (
+                "did not end within 20 s"
+                if asked.returncode == TIMED_OUT
+                else _first(asked.stdout + asked.stderr)
+            )
             return [
                 warning(
-                    self.id, f"nvidia-smi finds no GPU: {why}", "nvidia-smi   # and the kernel's log: dmesg | grep -i nvrm"
+                    self.id,
+                    f"nvidia-smi finds no GPU: {why}",
+                    "nvidia-smi   # and the kernel's log: dmesg | grep -i nvrm",
                 )
             ]
         return [*_drivers(self.id, rows), *_toolkit(self.id, s)]

@@ -53,6 +53,8 @@ def tiny_program(platform: Platform) -> bytes:
     base, header, entry = 0x400000, 64, 64 + 56
     size = entry + len(platform.exit_code)
     ident = b"\x7fELF\x02\x01\x01" + bytes(9)
-    ehdr = struct.pack("<HHIQQQIHHHHHH", 2, platform.elf_machine, 1, base + entry, header, 0, 0, header, 56, 1, 0, 0, 0)
+    ehdr = struct.pack(
+        "<HHIQQQIHHHHHH", 2, platform.elf_machine, 1, base + entry, header, 0, 0, header, 56, 1, 0, 0, 0
+    )
     phdr = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x10000)
     return ident + ehdr + phdr + platform.exit_code

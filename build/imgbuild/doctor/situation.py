@@ -75,7 +75,5 @@ def _registry(probe: Probe, *, offline: bool) -> Answer:
         return Answer.NOT_ASKED
     if probe.run("docker", "buildx", "version").returncode:
         return Answer.NOT_ASKED
-    asked = probe.run(
-        "docker", "buildx", "imagetools", "inspect", SAMPLE_IMAGE, timeout=REGISTRY_SECONDS
-    )
+    asked = probe.run("docker", "buildx", "imagetools", "inspect", SAMPLE_IMAGE, timeout=REGISTRY_SECONDS)
     return Answer.NO if asked.returncode else Answer.YES

@@ -36,8 +36,4 @@ class Store:
                     "stop the containers and restart dockerd (systemctl restart docker), or imgbuild doctor --fix",
                 )
             ]
-        return [
-            error(
-                self.id, what, "imgbuild doctor --fix", repairs=(Repair(kind=Mend.IMAGE_STORE),)
-            )
-        ]
+        return [error(self.id, what, "imgbuild doctor --fix", repairs=(Repair(kind=Mend.IMAGE_STORE),))]

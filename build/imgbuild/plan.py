@@ -1,0 +1,257 @@
+"""A plan: one target, fully resolved and pinned. Pure, frozen, and the only input of every projection."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from imgbuild import __version__
+from imgbuild.errors import DriftError
+from imgbuild.lock import Wheel, manylinux, read_lock, split
+from imgbuild.locking import TOOL_LOCK, Pins, read_pins, read_plain_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from imgbuild.matrix import Base, Flag, Matrix, Profile, Target, Variable
+    from imgbuild.project import Project
+
+PROFILE_SCHEMA = 1
+SourceKind = Literal["git", "local", "fallback"]
+
+# What is inside, for people and for scanners; NOTICE says it in words.
+_LICENSES = "GPL-3.0-only AND MIT AND LicenseRef-NVIDIA-CUDA-EULA AND LicenseRef-NVIDIA-cuDNN-SLA"
+_LICENSES_CPU = "GPL-3.0-only AND MIT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where ComfyUI's code comes from."""
+
+    version: str
+    kind: SourceKind
+    git: str
+    commit: str | None
+    """For `git`; a checkout and the fallback have none that we vouch for."""
+    identity: str
+    """What the label says: the commit, the fallback wheel, or 'local'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasePlan:
+    name: str
+    suite: str
+    image: str
+    digest: str
+    python: str
+    packages: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    name: str
+    wheels: tuple[Wheel, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(w.size for w in self.wheels)
+
+    def requirements(self) -> str:
+        return requirements_text(self.wheels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    name: str
+    title: str
+    platform: str
+    arch: str
+    image: str
+    epoch: int
+    source: Source
+    base: BasePlan
+    torch: str
+    cuda: str | None
+    compute_capability: str | None
+    memory: str | None
+    manylinux: str
+    """The target's platform in uv's spelling."""
+    layers: tuple[LayerPlan, ...]
+    edits: tuple[dict[str, Any], ...]
+    tool: tuple[Wheel, ...]
+    """uv, for the host stages."""
+    nodes: tuple[str, ...]
+    kernels: tuple[str, ...]
+    profile: dict[str, Any]
+    """What the image's /etc/comfyrun/profile.json holds."""
+    reasons: dict[str, Any]
+    """Every line of every profile with its reason and evidence class."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Most specific first: `comfyui:0.33.0-cu130-h100`, `comfyui:h100`."""
+        cuda = f"cu{self.cuda.replace('.', '')}" if self.cuda else "cpu"
+        middle = "" if cuda == self.name else f"{cuda}-"
+        return (f"{self.image}:{self.source.version}-{middle}{self.name}", f"{self.image}:{self.name}")
+
+    @property
+    def wheels_size(self) -> int:
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        own = {
+            "org.opencontainers.image.title": f"ComfyUI for {self.title}",
+            "org.opencontainers.image.description": f"ComfyUI {self.source.version} made for {self.title}",
+            "org.opencontainers.image.version": self.source.version,
+            "org.opencontainers.image.licenses": _LICENSES if self.cuda else _LICENSES_CPU,
+            "org.opencontainers.image.base.name": self.base.image,
+            "imgbuild.version": __version__,
+            "imgbuild.target": self.name,
+            "imgbuild.platform": self.platform,
+            "imgbuild.compute-capability": self.compute_capability or "none",
+            "imgbuild.cuda": self.cuda or "none",
+            "imgbuild.torch": self.torch,
+            "imgbuild.comfyui": self.source.version,
+            "imgbuild.comfyui.source": self.source.kind,
+            "imgbuild.comfyui.identity": self.source.identity,
+            "imgbuild.kernels": ",".join(self.kernels) or "none",
+            "imgbuild.plan": self.key,
+        }
+        return dict(sorted(own.items()))
+
+    @property
+    def key(self) -> str:
+        """Hash of the plan: equal plans give equal images."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def constraints(self) -> str:
+        """Every installed package at its version: what a node or a derived image is installed under."""
+        return "".join(sorted(f"{w.name}=={w.version}\n" for layer in self.layers for w in layer.wheels))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "tags": self.tags,
+            "labels": self.labels,
+            "key": self.key,
+            "wheels_size": self.wheels_size,
+        }
+
+
+def requirements_text(wheels: Iterable[Wheel]) -> str:
+    """A hashed requirements file; one package with a file per platform becomes one entry with all hashes."""
+    entries: dict[str, list[str]] = {}
+    for wheel in sorted(wheels):
+        entries.setdefault(f"{wheel.name}=={wheel.version}", []).append(wheel.sha256)
+    lines = [f"{name} {' '.join(f'--hash=sha256:{h}' for h in hashes)}" for name, hashes in entries.items()]
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def pinned_source(matrix: Matrix, pins: Pins) -> Source:
+    version = matrix.comfyui.version
+    commit = pins.comfyui.get(version)
+    if commit is None:
+        raise DriftError(f"no commit is pinned for ComfyUI {version}", hint="imgbuild lock")
+    return Source(version=version, kind="git", git=matrix.comfyui.git, commit=commit, identity=commit)
+
+
+def make_plan(project: Project, matrix: Matrix, target: Target, *, source: Source | None = None) -> Plan:
+    """Resolve one target against the locks. Reads files, nothing else."""
+    pins = read_pins(project)
+    source = source or pinned_source(matrix, pins)
+    lock = read_lock(project, matrix, target, source.version)
+    base = matrix.base_of(target)
+    digest = pins.bases.get(target.base)
+    if digest is None:
+        raise DriftError(f"no digest is pinned for the base {target.base}", hint="imgbuild lock")
+    groups = split(lock.wheels, matrix.common.layers)
+    gpu = target.gpu
+    return Plan(
+        name=target.name,
+        title=target.title,
+        platform=target.platform,
+        arch=target.arch,
+        image=matrix.common.image,
+        epoch=matrix.common.epoch,
+        source=source,
+        base=_base_plan(target.base, base, digest),
+        torch=target.torch,
+        cuda=gpu.cuda if gpu else None,
+        compute_capability=gpu.compute_capability if gpu else None,
+        memory=gpu.memory if gpu else None,
+        manylinux=manylinux(target, matrix),
+        layers=tuple(LayerPlan(name=name, wheels=wheels) for name, wheels in groups.items() if wheels),
+        edits=tuple(e.model_dump(mode="json", exclude_none=True) for e in matrix.torch_of(target).edits),
+        tool=read_plain_lock(project, TOOL_LOCK).wheels,
+        nodes=matrix.common.nodes,
+        kernels=target.kernels,
+        profile=_profile_json(target, matrix, source),
+        reasons={
+            name: _reasons(matrix.common.profile, profile) for name, profile in sorted(target.profiles.items())
+        },
+    )
+
+
+def make_plans(project: Project, matrix: Matrix, targets: Sequence[Target]) -> tuple[Plan, ...]:
+    return tuple(make_plan(project, matrix, target) for target in targets)
+
+
+def _base_plan(name: str, base: Base, digest: str) -> BasePlan:
+    return BasePlan(
+        name=name,
+        suite=base.suite,
+        image=base.image,
+        digest=digest,
+        python=base.python,
+        packages=tuple(sorted(base.packages)),
+        exclude=tuple(base.exclude),
+    )
+
+
+def _profile_json(target: Target, matrix: Matrix, source: Source) -> dict[str, Any]:
+    gpu = target.gpu
+    common = matrix.common.profile
+    return {
+        "schema": PROFILE_SCHEMA,
+        "target": target.name,
+        "comfyui": source.version,
+        "torch": target.torch,
+        "cuda": gpu.cuda if gpu else None,
+        "compute_capability": gpu.compute_capability if gpu else None,
+        "memory": gpu.memory if gpu else None,
+        "tiers": [
+            {"name": t.name, "at_least_gb": t.at_least_gb, "flags": _words(t.flags)} for t in (gpu.tiers if gpu else ())
+        ],
+        "profiles": {
+            name: {
+                "environment": _environment((*common.environment, *profile.environment)),
+                "flags": _words((*common.flags, *profile.flags)),
+            }
+            for name, profile in sorted(target.profiles.items())
+        },
+    }
+
+
+def _words(flags: Iterable[Flag]) -> list[list[str]]:
+    return [[f.flag] if f.value is None else [f.flag, f.value] for f in flags]
+
+
+def _environment(variables: Iterable[Variable]) -> dict[str, str]:
+    return {v.name: v.value for v in variables}
+
+
+def _reasons(common: Profile, own: Profile) -> list[dict[str, str]]:
+    rows = []
+    for profile in (common, own):
+        rows += [
+            {"line": f"{v.name}={v.value}", "why": v.why, "evidence": v.evidence} for v in profile.environment
+        ]
+        rows += [
+            {"line": " ".join(filter(None, (f.flag, f.value))), "why": f.why, "evidence": f.evidence}
+            for f in profile.flags
+        ]
+    return rows

@@ -1,0 +1,199 @@
+"""Plans → files. Pure but for reading the templates; writing, checking and diffing take the files as a value."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from imgbuild.errors import ConfigError
+from imgbuild.locking import write_atomically
+from imgbuild.plan import requirements_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from imgbuild.plan import Plan
+
+Files = dict[str, str]
+"""Path relative to the output folder → text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abilities:
+    """What an engine's Dockerfile frontend can do."""
+
+    link: bool = True
+    """COPY --link: a layer that does not depend on what is below it."""
+    base_reference: str | None = None
+    """A local image to start from, where the engine cannot override a stage by a named context."""
+
+
+BUILDKIT = Abilities()
+PODMAN = Abilities(link=False, base_reference="localhost/imgbuild-base")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """What the templates see of a plan: computed here, so that they hold no logic."""
+
+    plan: Plan
+    engine: Abilities
+    link: str
+    labels: Mapping[str, str]
+    host_packages: str
+
+
+class Renderer:
+    """The templates, read once."""
+
+    def __init__(self, templates: Path) -> None:
+        self.folder = templates
+        self.env = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(templates),
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            autoescape=False,  # noqa: S701  (Dockerfiles, not web pages)
+        )
+        self.env.filters["quote"] = json.dumps  # a Dockerfile's double quotes are JSON's for our values
+        self.assemble = self._read("assemble.py")
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text()
+        except OSError as e:
+            raise ConfigError(f"the template {self.folder / name} cannot be read: {e.strerror}") from None
+
+    def _template(self, name: str, **values: Any) -> str:
+        try:
+            return self.env.get_template(name).render(**values)
+        except jinja2.TemplateNotFound as e:
+            raise ConfigError(f"there is no template {self.folder / str(e.name)}") from None
+        except jinja2.TemplateError as e:
+            line = getattr(e, "lineno", None)
+            raise ConfigError(f"{self.folder / name}{f':{line}' if line else ''}: {e}") from None
+
+    def context(self, plan: Plan, engine: Abilities = BUILDKIT) -> Files:
+        """The build context of one target: its Dockerfile and the files that its stages mount."""
+        view = _View(
+            plan=plan,
+            engine=engine,
+            link="--link " if engine.link else "",
+            labels=plan.labels,
+            host_packages=" ".join(plan.base.packages),
+        )
+        files = {
+            "Dockerfile": tidy(self._template("Dockerfile.j2", v=view)),
+            "base-setup.sh": tidy(self._template("base-setup.sh.j2", base=plan.base, epoch=plan.epoch)),
+            "assemble.py": self.assemble,
+            "constraints.txt": plan.constraints(),
+            "edits.json": pretty(plan.edits),
+            "profile.json": pretty(plan.profile),
+            "requirements/uv.txt": requirements_text(plan.tool),
+        }
+        files.update({f"requirements/{layer.name}.txt": layer.requirements() for layer in plan.layers})
+        return files
+
+
+def tidy(text: str) -> str:
+    """No trailing blanks, no runs of empty lines, one newline at the end."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        bare = line.rstrip()
+        if bare or (lines and lines[-1]):
+            lines.append(bare)
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def pretty(data: Any) -> str:
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+
+def bake_file(
+    plans: Sequence[Plan],
+    *,
+    folder: str,
+    contexts: Mapping[str, str],
+    base_contexts: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
+    outputs: Sequence[str] = (),
+    secrets: Sequence[str] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A bake file for `plans`.
+
+    `folder` holds one context a target; `contexts` are named contexts of all
+    targets; `base_contexts` and `sources` are by base name and by target and
+    override what the plan says.
+    """
+    targets: dict[str, Any] = {}
+    for plan in plans:
+        named = dict(contexts)
+        source = (sources or {}).get(plan.name) or f"{plan.source.git}#{plan.source.commit}"
+        named["comfyui-src"] = source
+        if base_contexts and plan.base.name in base_contexts:
+            named["base"] = base_contexts[plan.base.name]
+        targets[plan.name] = {
+            "args": {"SOURCE_DATE_EPOCH": str(plan.epoch)},
+            "context": f"{folder}/{plan.name}",
+            "contexts": dict(sorted(named.items())),
+            "dockerfile": "Dockerfile",
+            "platforms": [plan.platform],
+            "tags": list(plan.tags),
+            "target": "runtime",
+            **({"output": list(outputs)} if outputs else {}),
+            **({"secret": list(secrets)} if secrets else {}),
+            **(extra or {}),
+        }
+    return {"group": {"default": {"targets": sorted(targets)}}, "target": dict(sorted(targets.items()))}
+
+
+# --- writing and checking ----------------------------------------------------------------------
+
+
+def write(files: Files, folder: Path) -> tuple[str, ...]:
+    """Write what differs, each file whole; return the names that changed."""
+    changed = []
+    for name, text in sorted(files.items()):
+        path = folder / name
+        if not path.is_file() or path.read_text() != text:
+            write_atomically(path, text)
+            changed.append(name)
+    return tuple(changed)
+
+
+def difference(files: Files, folder: Path, *, owned: Sequence[str] = ()) -> str:
+    """A unified diff from what stands in `folder` to `files`; empty when nothing has drifted.
+
+    `owned` are folders in which a file that is not among `files` is a leftover.
+    """
+    lines: list[str] = []
+    names = set(files)
+    for root in owned:
+        names.update(p.relative_to(folder).as_posix() for p in (folder / root).rglob("*") if p.is_file())
+    for name in sorted(names):
+        path = folder / name
+        old = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        new = files.get(name, "").splitlines(keepends=True)
+        lines += difflib.unified_diff(old, new, fromfile=f"a/{name}", tofile=f"b/{name}" if name in files else "/dev/null")
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def remove_leftovers(files: Files, folder: Path, *, owned: Sequence[str]) -> tuple[str, ...]:
+    """Delete the files in `owned` folders that no plan renders any more."""
+    gone = []
+    for root in owned:
+        for path in sorted((folder / root).rglob("*"), reverse=True):
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and name not in files:
+                path.unlink()
+                gone.append(name)
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+    return tuple(gone)

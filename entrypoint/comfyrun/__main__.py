@@ -1,0 +1,5 @@
+import sys
+
+from comfyrun.cli import main
+
+sys.exit(main())

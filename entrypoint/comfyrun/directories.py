@@ -1,0 +1,94 @@
+"""Makes the directories of a Launch, or says who owns what and how to mend it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comfyrun.errors import MachineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from comfyrun.launch import Directory, Machine
+
+
+def prepare(directories: Sequence[Directory], machine: Machine) -> None:
+    """Create what is missing and try what must be writable. Nothing is ever deleted or changed.
+
+    Raises MachineError with one message for each place that has to be mended.
+    """
+    messages: dict[str, None] = {}  # an ordered set: ten folders of one bad volume are one message
+    for directory in directories:
+        path = Path(directory.path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if directory.needs == "write":
+                _try_writing(path)
+            elif not os.access(path, os.R_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))  # noqa: TRY301
+        except (OSError, ValueError) as error:
+            messages[_explain(path, directory.needs, error, machine)] = None
+    if messages:
+        raise MachineError(*messages)
+
+
+def _try_writing(path: Path) -> None:
+    # os.access knows neither a full disk, nor quotas, nor what a network file system will say.
+    probe = path / f".comfyrun-{os.getpid()}"
+    try:
+        with probe.open("xb") as stream:
+            stream.write(b"?")
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _explain(path: Path, needs: str, error: OSError | ValueError, machine: Machine) -> str:
+    place = _nearest_existing(path)
+    number = error.errno if isinstance(error, OSError) else None
+    match number:
+        case errno.EACCES | errno.EPERM:
+            return _not_allowed(place, needs, machine)
+        case errno.EROFS:
+            return f"{place} is read-only: mount a writable volume there (docker run -v NAME:{_mount(place)})"
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"{place} is full: free some space on the disk that holds it (df -h)"
+        case errno.ENOTDIR | errno.EEXIST:
+            return f"{place} is a file, and a directory is needed at {path}"
+        case _:
+            return f"{path} cannot be used: {error}"
+
+
+def _not_allowed(place: Path, needs: str, machine: Machine) -> str:
+    verb = "write to" if needs == "write" else "read"
+    ids = f"{machine.uid}:{machine.gid}"
+    try:
+        status = place.stat()
+    except OSError as error:
+        return f"{place} cannot be looked at by UID {machine.uid}: {error.strerror}"
+    owner = f"UID {status.st_uid}, GID {status.st_gid}, mode {status.st_mode & 0o7777:o}"
+    mend = (
+        f"on the host: chown -R {ids} <what is mounted at {_mount(place)}>; "
+        f"or run as the owner: --user {status.st_uid}:{status.st_gid}"
+    )
+    return f"UID {ids} may not {verb} {place} (it belongs to {owner}); {mend}"
+
+
+def _nearest_existing(path: Path) -> Path:
+    for place in (path, *path.parents):
+        try:
+            if place.exists():
+                return place
+        except (OSError, ValueError):
+            continue
+    return Path("/")
+
+
+def _mount(place: Path) -> Path:
+    """The mount point that holds `place`: what a user knows by name."""
+    for candidate in (place, *place.parents):
+        if candidate.is_mount():
+            return candidate if candidate != Path("/") else place
+    return place

@@ -1,0 +1,29 @@
+"""Where things lie in the image. A value, so that tests can lay them elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    python: Path = Path("/opt/venv/bin/python")
+    code: Path = Path("/opt/comfyui")
+    etc: Path = Path("/etc/comfyrun")
+
+    @property
+    def main(self) -> Path:
+        return self.code / "main.py"
+
+    @property
+    def profile(self) -> Path:
+        return self.etc / "profile.json"
+
+    @property
+    def flags(self) -> Path:
+        return self.etc / "flags.json"
+
+    @property
+    def extra_model_paths(self) -> Path:
+        return self.etc / "extra_model_paths.yaml"
