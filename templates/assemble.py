@@ -10,6 +10,7 @@ import compileall
 import fnmatch
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def main() -> None:
         workers=0,
         stripdir=str(OUT),
         prependdir="/",
-        invalidation_mode=compileall.PycInvalidationMode.UNCHECKED_HASH,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
     settle(args.epoch)
 
@@ -109,4 +110,5 @@ def settle(epoch: int) -> None:
     os.utime(OUT, (epoch, epoch))
 
 
-main()
+if __name__ == "__main__":  # compileall's workers import this file
+    main()

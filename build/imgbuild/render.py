@@ -197,3 +197,8 @@ def remove_leftovers(files: Files, folder: Path, *, owned: Sequence[str]) -> tup
             elif path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
     return tuple(gone)
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when the file is not there."""
+    return dict(json.loads(path.read_text())) if path.is_file() else {}

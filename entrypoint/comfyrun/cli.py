@@ -101,7 +101,10 @@ def _start(launch: Launch, machine: Machine) -> int:
     port.check(launch.listen, launch.port)
     _say(report.one_line(launch))
     # The same names are then found beside it (models, output), and what a node writes "here" is kept.
-    os.chdir(launch.workdir)
+    try:
+        os.chdir(launch.workdir)
+    except OSError as error:
+        raise MachineError(f"{launch.workdir} cannot be entered: {error.strerror}") from None
     return _execute(launch.argv, launch.environment)
 
 

@@ -28,7 +28,7 @@ def prepare(directories: Sequence[Directory], machine: Machine) -> None:
             if directory.needs == "write":
                 _try_writing(path)
             elif not os.access(path, os.R_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))  # noqa: TRY301
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except (OSError, ValueError) as error:
             messages[_explain(path, directory.needs, error, machine)] = None
     if messages:

@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = read_table(given.tree)
         wrong = mistakes(table, image, given.tree, Layout())
         if wrong:
-            raise ConfigError(*(f"target {image.target}: {line}" for line in wrong))  # noqa: TRY301
+            raise ConfigError(*(f"target {image.target}: {line}" for line in wrong))
         text = json.dumps(flagtable.to_json(table), indent=1, sort_keys=True)
         given.output.write_text(text + "\n", encoding="utf-8")
     except ComfyrunError as error:

@@ -172,7 +172,7 @@ class FlagTable:
     def _is_value(self, token: str) -> bool:
         if token in self or (token.partition("=")[0] in self and "=" in token):
             return False
-        if not token.startswith("-") or token == "-":
+        if not token.startswith("-") or len(token) == 1:
             return True
         return " " in token or _NEGATIVE_NUMBER.fullmatch(token) is not None
 
@@ -255,8 +255,8 @@ def _flag(item: Mapping[str, object]) -> Flag:
         raise TypeError(f"{names[0]}: choices {choices!r}")
     return Flag(
         names=tuple(map(str, names)),
-        arity=arity,  # type: ignore[arg-type]  # checked above
-        type=kind,  # type: ignore[arg-type]  # checked above
+        arity=arity,
+        type=kind,
         choices=None if choices is None else tuple(map(str, choices)),
         default=item["default"],
         const=item["const"],

@@ -10,7 +10,7 @@ from comfyrun.errors import ConfigError
 from comfyrun.flagtable import Flag, FlagTable, Option
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from comfyrun.layout import Layout
     from comfyrun.profile import Image, Profile
@@ -191,37 +191,43 @@ def _address(options: Sequence[Option]) -> tuple[tuple[str, ...], int]:
 def _variables(
     profile: Profile, settings: Settings, environ: Mapping[str, str], machine: Machine, data: str
 ) -> tuple[list[Variable], list[Directory]]:
-    cache = settings.cache
+    """What the profile sets, then what a UID without a home needs; and the folders these name."""
     variables: list[Variable] = []
-    made: list[Directory] = []
+    folders: list[Directory] = []
     for name, pattern in profile.environment.items():
         if name in environ:
             variables.append(Variable(name=name, value=environ[name], origin="environment"))
             continue
         # Not str.format: a value is data, and may hold braces of its own.
-        value = pattern.replace("{data}", data).replace("{cache}", cache)
+        value = pattern.replace("{data}", data).replace("{cache}", settings.cache)
         variables.append(Variable(name=name, value=value, origin=f"profile {profile.name}"))
         if pattern.startswith("{cache}/"):
-            made.append(Directory(path=value, purpose=name, needs="write"))
-
-    def default(name: str, value: str, why: str, *, directory: bool = True) -> None:
-        variables.append(Variable(name=name, value=value, origin=why))
-        if directory:
-            made.append(Directory(path=value, purpose=name, needs="write"))
-
+            folders.append(Directory(path=value, purpose=name, needs="write"))
     decided = {v.name for v in variables}
-    if not machine.home_writable and "HOME" not in decided:
+    for variable, is_folder in _home(settings.cache, environ, machine):
+        if variable.name in decided:
+            continue
+        variables.append(variable)
+        if is_folder:
+            folders.append(Directory(path=variable.value, purpose=variable.name, needs="write"))
+    return variables, folders
+
+
+def _home(cache: str, environ: Mapping[str, str], machine: Machine) -> Iterator[tuple[Variable, bool]]:
+    """What libraries expect of a user, on the cache volume; True where it names a folder."""
+    if not machine.home_writable:
         # An engine gives a UID without a passwd entry HOME=/.
-        default("HOME", f"{cache}/home", "comfyrun: home was not writable")
+        why = f"{OWN}: no writable home"
+        yield Variable(name="HOME", value=f"{cache}/home", origin=why), True
     for name, value in (("XDG_CACHE_HOME", f"{cache}/xdg"), ("MPLCONFIGDIR", f"{cache}/matplotlib")):
-        if not environ.get(name) and name not in decided:
-            default(name, value, OWN)
+        if not environ.get(name):
+            yield Variable(name=name, value=value, origin=OWN), True
     if machine.user is None:
         # torch's inductor calls getpass.getuser(), which fails for a UID without a passwd entry.
+        why = f"{OWN}: UID {machine.uid} has no name"
         for name in ("USER", "LOGNAME"):
-            if not environ.get(name) and name not in decided:
-                default(name, "comfy", f"comfyrun: UID {machine.uid} has no name", directory=False)
-    return variables, made
+            if not environ.get(name):
+                yield Variable(name=name, value="comfy", origin=why), False
 
 
 def _directories(data: str, cache: str) -> list[Directory]:

@@ -21,31 +21,35 @@ def check(addresses: Sequence[str], port: int) -> None:
         except (OSError, UnicodeError) as error:
             raise MachineError(f"--listen {address}: no such address here ({error})") from None
         for family, kind, protocol, _, place in found:
-            _try(family, kind, protocol, place, address, port)
+            try:
+                _bind(family, kind, protocol, place)
+            except OSError as error:
+                raise MachineError(_explain(error, address, port)) from None
 
 
-def _try(family: int, kind: int, protocol: int, place: object, address: str, port: int) -> None:
-    try:
-        with socket.socket(family, kind, protocol) as server:
-            # As the server itself does it: a port in TIME_WAIT is free.
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            server.bind(place)  # type: ignore[arg-type]  # as getaddrinfo gave it
-    except OSError as error:
-        match error.errno:
-            case errno.EADDRINUSE:
-                raise MachineError(
-                    f"port {port} on {address} is in use, by another server in this network namespace: "
-                    f"stop that one, or choose another with COMFY_PORT (with --network host, ss -ltnp "
-                    f"'sport = :{port}' names it)"
-                ) from None
-            case errno.EACCES | errno.EPERM:
-                raise MachineError(
-                    f"UID {os.getuid()} may not use port {port}: choose one from 1024 up with COMFY_PORT "
-                    "and publish it as you like (-p 127.0.0.1:80:8188)"
-                ) from None
-            case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
-                raise MachineError(f"--listen {address}: this container has no such address") from None
-            case _:
-                raise MachineError(f"port {port} on {address} cannot be used: {error}") from None
+def _bind(family: int, kind: int, protocol: int, place: object) -> None:
+    with socket.socket(family, kind, protocol) as server:
+        # As the server itself does it: a port in TIME_WAIT is free.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        server.bind(place)  # type: ignore[arg-type]  # as getaddrinfo gave it
+
+
+def _explain(error: OSError, address: str, port: int) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                f"port {port} on {address} is in use by another server in this network namespace: stop that "
+                "one, or choose another port with COMFY_PORT "
+                f"(with --network host, `ss -ltnp 'sport = :{port}'` names it)"
+            )
+        case errno.EACCES | errno.EPERM:
+            return (
+                f"UID {os.getuid()} may not use port {port}: choose one from 1024 up with COMFY_PORT and "
+                "publish it as you like (-p 127.0.0.1:80:8188)"
+            )
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+            return f"--listen {address}: this container has no such address"
+        case _:
+            return f"port {port} on {address} cannot be used: {error}"

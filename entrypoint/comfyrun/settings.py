@@ -112,19 +112,16 @@ def read(environ: Mapping[str, str]) -> Settings:
             else:
                 values[name] = _CHECKS[name](text)
         except ValueError as error:
-            said = f"{text!r} cannot be split: {error}" if name == "args" else str(error)
-            mistakes.append(f"{key}: {said[:1].lower()}{said[1:]}")
+            # The arguments themselves are not shown: a URL in them may hold a password.
+            mistakes.append(f"{key} cannot be split: {error}" if name == "args" else f"{key}: {error}")
         given.add(name)
     if mistakes:
         raise ConfigError(*mistakes)
-    notes = (
-        (
-            f"ignored, since Kubernetes sets them for a Service of that name: {', '.join(ignored)} "
-            "(enableServiceLinks: false in the pod leaves them out)",
-        )
-        if ignored
-        else ()
+    note = (
+        f"ignored, since Kubernetes sets them for a Service of that name: {', '.join(ignored)} "
+        "(enableServiceLinks: false in the pod leaves them out)"
     )
+    notes = (note,) if ignored else ()
     return Settings(args=arguments, given=frozenset(given), notes=notes, **values)
 
 

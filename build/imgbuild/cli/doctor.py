@@ -7,10 +7,11 @@ import click
 from imgbuild.cli.app import App, complete_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from imgbuild.doctor import Finding
+    from imgbuild.doctor import Finding, Probe
     from imgbuild.doctor.mend.steps import Step
+    from imgbuild.errors import ImgbuildError
 
 ALL_PLATFORMS = frozenset({"linux/amd64", "linux/arm64"})
 MARKS = {"ok": ("✓", "green"), "info": ("·", "cyan"), "warning": ("!", "yellow"), "error": ("✗", "red")}
@@ -39,8 +40,7 @@ def command(app: App, mend: bool, as_json: bool, offline: bool, targets: tuple[s
     import json
 
     from imgbuild import doctor
-    from imgbuild.doctor.mend import host
-    from imgbuild.errors import EngineError, ImgbuildError
+    from imgbuild.errors import EngineError
 
     platforms, git_url, broken = _wanted(app, targets)
     probe = doctor.this_machine(app.env)
@@ -54,22 +54,7 @@ def command(app: App, mend: bool, as_json: bool, offline: bool, targets: tuple[s
     findings = examine()
     stopped: ImgbuildError | None = None
     if any(f.fixable for f in findings):
-        machine = host.survey(probe)
-        if mend and machine.refusal is None:
-            try:
-                findings = doctor.fix(doctor.own_hands(probe), findings, examine=examine, tell=_tell)
-            except ImgbuildError as e:
-                stopped = e
-                findings = examine()
-        else:
-            try:
-                steps = doctor.ensure(findings, machine)
-            except ImgbuildError as e:
-                stopped = e
-            else:
-                _offer(steps, because=machine.refusal)
-                if mend:
-                    stopped = EngineError(f"nothing was changed: {machine.refusal}")
+        findings, stopped = _mend_or_offer(probe, findings, examine=examine, mend=mend)
     if as_json:
         click.echo(json.dumps([f.as_json() for f in findings], indent=2, ensure_ascii=False))
     else:
@@ -78,6 +63,29 @@ def command(app: App, mend: bool, as_json: bool, offline: bool, targets: tuple[s
         raise stopped
     if doctor.failed(findings):
         raise click.exceptions.Exit(EngineError.exit_code)
+
+
+def _mend_or_offer(
+    probe: Probe, findings: list[Finding], *, examine: Callable[[], list[Finding]], mend: bool
+) -> tuple[list[Finding], ImgbuildError | None]:
+    """The findings afterwards, and what stopped a repair that was asked for."""
+    from imgbuild import doctor
+    from imgbuild.doctor.mend import host
+    from imgbuild.errors import EngineError, ImgbuildError
+
+    machine = host.survey(probe)
+    try:
+        if mend and machine.refusal is None:
+            return doctor.fix(doctor.own_hands(probe), findings, examine=examine, tell=_tell), None
+        _offer(doctor.ensure(findings, machine), because=machine.refusal)
+    except ImgbuildError as e:
+        return (examine() if mend else findings), e
+    refused = (
+        EngineError(f"nothing was changed: {machine.refusal}", hint="the commands are above")
+        if mend
+        else None
+    )
+    return findings, refused
 
 
 def _wanted(app: App, targets: tuple[str, ...]) -> tuple[frozenset[str], str | None, list[Finding]]:

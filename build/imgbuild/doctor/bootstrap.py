@@ -23,14 +23,14 @@ class Bootstrap:
         missing = [p for p in PROGRAMS if not s.probe.which(p)]
         if not missing:
             return [ok(self.id, f"{' and '.join(PROGRAMS)} are installed")]
-        names = " and ".join(missing)
+        names = ", ".join(missing)
         if s.registry is Answer.NO:
             return [
                 error(
                     self.id,
-                    f"no container registry answers, and {names} (to bootstrap a base without one) is missing",
+                    f"no container registry answers, and what bootstraps a base without one is missing: {names}",
                     "imgbuild doctor --fix",
                     repairs=INSTALL,
                 )
             ]
-        return [info(self.id, f"{names} is missing; needed only where no container registry answers")]
+        return [info(self.id, f"missing: {names}; needed only where no container registry answers")]

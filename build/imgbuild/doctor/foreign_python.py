@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,40 +34,51 @@ class ForeignPython:
     def _one(self, probe: Probe, p: Platform) -> Finding:
         for image in images_for(probe, p)[:AT_MOST]:
             name = f"imgbuild-doctor-{p.debian}-{os.getpid()}"
-            ran = probe.run(
+            argv = (
                 *("docker", "run", "--rm", "--name", name, "--platform", p.name),
                 *("--network", "none", "--read-only", "--cap-drop", "ALL", "--pull", "never"),
-                *("--entrypoint", "python3", image, "-I", "-c", PROGRAM),
-                timeout=SECONDS,
+                *("--entrypoint", "python3", image.id, "-I", "-c", PROGRAM),
             )
+            ran = probe.run(*argv, timeout=SECONDS)
             if ran.returncode == TIMED_OUT:
                 probe.run("docker", "rm", "--force", name)
                 return error(
                     self.id,
-                    f"{p.name}: Python of {image} did not end within {SECONDS} s: the emulator hangs",
-                    "imgbuild doctor --fix",
+                    f"{p.name}: Python of {image.name} did not end within {SECONDS} s: the emulator hangs",
+                    "imgbuild doctor --fix, or a newer QEMU",
                 )
             if ran.returncode == 0 and ran.stdout.split() == [p.uname, "42"]:
-                return ok(self.id, f"{p.name}: Python of {image} runs")
+                return ok(self.id, f"{p.name}: Python of {image.name} runs")
             if ran.returncode != NOT_FOUND:  # 127: that image has no python3
                 why = (ran.stderr.strip().splitlines() or [f"status {ran.returncode}"])[-1]
                 return error(
-                    self.id, f"{p.name}: Python of {image} does not run: {why}", "imgbuild doctor --fix"
+                    self.id,
+                    f"{p.name}: Python of {image.name} does not run: {why}",
+                    f"try: {shlex.join(argv)}",
                 )
         return info(
             self.id, f"{p.name}: not tested, the engine has no image of that platform with Python yet"
         )
 
 
-def images_for(probe: Probe, platform: Platform) -> list[str]:
-    """Ids of the engine's images for a foreign platform, newest first."""
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    id: str
+    name: str
+
+
+def images_for(probe: Probe, platform: Platform) -> list[Image]:
+    """The engine's images for a platform, newest first."""
     listed = probe.run("docker", "image", "ls", "--no-trunc", "--quiet")
     ids = list(dict.fromkeys(listed.stdout.split()))
     if not ids:
         return []
-    shown = probe.run("docker", "image", "inspect", *ids)
     try:
-        images = json.loads(shown.stdout or "[]")
+        images = json.loads(probe.run("docker", "image", "inspect", *ids).stdout or "[]")
     except ValueError:
         return []
-    return [i["Id"] for i in images if i.get("Architecture") == platform.debian and i.get("Os") == "linux"]
+    return [
+        Image(id=i["Id"], name=next(iter(i.get("RepoTags") or ()), i["Id"].removeprefix("sha256:")[:12]))
+        for i in images
+        if i.get("Architecture") == platform.debian and i.get("Os") == "linux"
+    ]

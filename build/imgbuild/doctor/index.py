@@ -77,4 +77,5 @@ def _named_by(env: Mapping[str, str]) -> str:
 def _reason(stderr: str) -> str:
     """The last cause that uv gives, without addresses: they may hold a password."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return URL.sub("…", lines[-1]) if lines else "no reason given"
+    causes = [line for line in lines if not line.startswith("hint:")]
+    return URL.sub("…", causes[-1].removeprefix("cause: ")) if causes else "no reason given"

@@ -61,7 +61,6 @@ class Probe:
     listing: Callable[[Path], tuple[str, ...]]
     """Names in a folder, sorted; empty when there is none."""
     exists: Callable[[Path], bool]
-    resolve: Callable[[Path], Path]
     disk: Callable[[Path], Disk | None]
     """Of the nearest folder above that exists."""
 
@@ -73,7 +72,7 @@ class Probe:
 def this_machine(env: Mapping[str, str]) -> Probe:
     """The probe that really asks."""
 
-    def run(*argv: str, timeout: float = 15, env: Mapping[str, str] = {}) -> Result:  # noqa: B006 (never written)
+    def run(*argv: str, timeout: float = 15, env: Mapping[str, str] = {}) -> Result:
         return _attempt(argv, {**base, **env}, timeout)
 
     base = {**env, "LC_ALL": "C.UTF-8"}
@@ -87,9 +86,8 @@ def this_machine(env: Mapping[str, str]) -> Probe:
         execute=_execute,
         which=lambda name: _which_all(name, env),
         read=_read,
-        listing=lambda folder: tuple(sorted(os.listdir(folder))) if folder.is_dir() else (),
+        listing=lambda folder: tuple(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else (),
         exists=lambda path: path.exists(),
-        resolve=lambda path: path.resolve(),
         disk=_disk,
     )
 

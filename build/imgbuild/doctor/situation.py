@@ -8,11 +8,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from imgbuild.doctor import docker
-from imgbuild.doctor.docker import Docker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from imgbuild.doctor.docker import Docker
     from imgbuild.doctor.finding import Finding
     from imgbuild.doctor.probe import Probe
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from imgbuild.doctor.situation import Situation
 
 FEATURE = '{"features": {"containerd-snapshotter": true}}'
+# With the containerd store on, dockerd takes `storage-driver` for a snapshotter's name. These are none: 26.1.5
+# starts with overlay2 all the same, and then fails to unpack every image ("snapshotter not loaded").
+OLD_DRIVERS = frozenset({"overlay2", "aufs", "devicemapper", "vfs"})
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,15 @@ class Store:
         d = s.docker
         if d.server is None:
             return []
+        if d.containerd_store and d.info.get("Driver") in OLD_DRIVERS:
+            return [
+                error(
+                    self.id,
+                    f"the engine's storage-driver is set to {d.info['Driver']}, "
+                    "which the containerd image store does not have: no image can be unpacked",
+                    "remove storage-driver from /etc/docker/daemon.json and restart dockerd",
+                )
+            ]
         if d.containerd_store:
             return [ok(self.id, f"containerd ({d.info.get('Driver', 'unknown snapshotter')})")]
         driver = d.info.get("Driver") or "an unknown driver"
@@ -31,7 +43,7 @@ class Store:
             return [
                 error(
                     self.id,
-                    f"{what}; {d.running} running containers keep it from being restarted by --fix",
+                    f"{what}; running containers ({d.running}) keep --fix from restarting it",
                     f"put {FEATURE} into /etc/docker/daemon.json",
                     "stop the containers and restart dockerd (systemctl restart docker), or imgbuild doctor --fix",
                 )

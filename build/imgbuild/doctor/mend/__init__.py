@@ -40,7 +40,7 @@ def fix(
         if host.refusal:
             raise EngineError(host.refusal, hint="the commands are above; or: sudo imgbuild doctor --fix")
         steps = ensure(findings, host, fresh=True)  # before the first step: a broken daemon.json stops here
-        if wants_packages(findings) and not fetched:
+        if wants_packages(findings, host) and not fetched:
             _do(UPDATE, hands, tell)
             fetched = True
             host = survey(hands.probe)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from imgbuild.doctor.store import OLD_DRIVERS
 from imgbuild.errors import ConfigError
 
 DAEMON_JSON = "/etc/docker/daemon.json"
-# dockerd takes `storage-driver` for a snapshotter's name when the containerd store is on; these are none.
-OLD_DRIVERS = frozenset({"overlay2", "aufs", "devicemapper", "vfs", "fuse-overlayfs"})
 
 
 def with_containerd_store(text: str | None) -> str:

@@ -41,7 +41,8 @@ class Host:
     @property
     def known(self) -> bool:
         """Whether apt's lists have been fetched."""
-        return any(p.candidate for p in self.packages.values())
+        # What is installed is its own candidate, also with no list at all.
+        return any(p.candidate not in (None, p.installed) for p in self.packages.values())
 
     @property
     def refusal(self) -> str | None:
@@ -65,17 +66,25 @@ def survey(probe: Probe) -> Host:
         version=int(version) if version.isdecimal() else None,
         codename=release.get("VERSION_CODENAME", ""),
         systemd=probe.exists(Path("/run/systemd/system")),
-        daemon_json=probe.read(Path(DAEMON_JSON)),
+        daemon_json=_read(probe, Path(DAEMON_JSON)),
         dockerd=_dockerd(probe),
         running=len(probe.run("docker", "ps", "--quiet").stdout.split()),
         sources=apt.parse_sources(_apt_files(probe)),
-        pin=probe.read(Path(apt.DONOR_PIN)),
+        pin=_read(probe, Path(apt.DONOR_PIN)),
         packages=apt.parse_policy(apt_knows.stdout) if apt_knows else {},
     )
 
 
+def _read(probe: Probe, path: Path) -> str | None:
+    """A file's text; None also for one that only root may read: without root nothing is changed anyway."""
+    try:
+        return probe.read(path)
+    except OSError:
+        return None
+
+
 def _os_release(probe: Probe) -> dict[str, str]:
-    text = probe.read(Path("/etc/os-release")) or ""
+    text = _read(probe, Path("/etc/os-release")) or ""
     pairs = (line.partition("=") for line in text.splitlines() if "=" in line and not line.startswith("#"))
     return {key: (shlex.split(value) or [""])[0] for key, _, value in pairs}
 
@@ -86,15 +95,15 @@ def _apt_files(probe: Probe) -> dict[str, str]:
         ETC_APT / "sources.list",
         *(folder / n for n in probe.listing(folder) if n.endswith((".list", ".sources"))),
     ]
-    return {str(path): text for path in paths if (text := probe.read(path))}
+    return {str(path): text for path in paths if (text := _read(probe, path))}
 
 
 def _dockerd(probe: Probe) -> tuple[int, tuple[str, ...]] | None:
     for file in PID_FILES:
-        pid = (probe.read(file) or "").strip()
+        pid = (_read(probe, file) or "").strip()
         if not pid.isdecimal():
             continue
-        argv = tuple(word for word in (probe.read(Path(f"/proc/{pid}/cmdline")) or "").split("\0") if word)
+        argv = tuple(word for word in (_read(probe, Path(f"/proc/{pid}/cmdline")) or "").split("\0") if word)
         if argv and Path(argv[0]).name == "dockerd":
             return int(pid), argv
     return None

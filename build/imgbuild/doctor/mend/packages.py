@@ -99,11 +99,13 @@ def select(wanted: Iterable[Need], host: Host) -> Selection:
 
 
 def _in_own_suite(need: Need, host: Host) -> bool:
+    if need.program is None:
+        return True  # any version will do, so apt may say what is wrong
     if host.known:
         package = host.packages.get(need.package)
         return bool(package and package.candidate and _fits(need, package.candidate))
     # apt's lists were never fetched: what is known of the distribution
-    return need.program is None or host.distro != "debian" or (host.version or 0) >= NEW_ENOUGH_DEBIAN
+    return host.distro != "debian" or (host.version or 0) >= NEW_ENOUGH_DEBIAN
 
 
 def _fits(need: Need, version: str) -> bool:

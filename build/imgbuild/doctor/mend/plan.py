@@ -28,8 +28,10 @@ PACKAGE_KINDS = frozenset(
 ENGINE_KINDS = frozenset({Mend.ENGINE_START, Mend.IMAGE_STORE})
 
 
-def wants_packages(findings: Iterable[Finding]) -> bool:
-    return any(r.kind in PACKAGE_KINDS for f in findings for r in f.repairs)
+def wants_packages(findings: Iterable[Finding], host: Host) -> bool:
+    """Whether a package has to be installed: one that is there already may only have to be used."""
+    kinds = {r.kind for f in findings for r in f.repairs}
+    return packages.select(packages.needs(kinds, host), host) != packages.Selection()
 
 
 def ensure(findings: Iterable[Finding], host: Host, *, fresh: bool = False) -> list[Step]:
@@ -96,8 +98,10 @@ def _donor(names: tuple[str, ...], host: Host) -> list[Step]:
                     f"add one for the suite {apt.DONOR}, then: imgbuild doctor --fix"
                 )
             ]
-        # The pin comes first: without it, a source of a newer suite would upgrade the whole system.
+        # The keys of newer suites come with updates of the keyring. The pin comes before the source:
+        # without it, a newer suite would upgrade the whole system.
         steps += [
+            _apt_install("bring the keys of Debian's newer suites", ("debian-archive-keyring",)),
             WriteFile(
                 title=f"take nothing from {apt.DONOR} but what is asked for",
                 path=Path(apt.DONOR_PIN),
@@ -123,7 +127,7 @@ def _engine(host: Host) -> list[Step]:
     if host.running:
         return [
             Manual(
-                title=f"{host.running} running containers keep the engine from being restarted: stop them, then",
+                title=f"running containers ({host.running}) keep the engine from being restarted: stop them, then",
                 commands=("imgbuild doctor --fix",),
             )
         ]

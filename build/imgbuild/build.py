@@ -1,0 +1,405 @@
+"""A build, end to end: sources, base, contexts, one bake, and what came of each target."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from imgbuild import bases, estimate, render, sources
+from imgbuild.errors import BuildError, DiskError, EngineError, ImgbuildError, NetworkError
+from imgbuild.plan import Plan, Source, make_plan
+from imgbuild.resolve import file_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from imgbuild.engines.docker import Docker
+    from imgbuild.matrix import Matrix, Target
+    from imgbuild.project import Project
+    from imgbuild.settings import Settings
+
+State = Literal["built", "cached", "failed", "stopped", "not started"]
+"""`stopped`: was under way when another target failed; the engine keeps its finished stages."""
+_LEFT_OUT = {".git", ".venv", "venv", "input", "output", "temp", "user", "custom_nodes", "tests", "tests-unit", ".github"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    sources: Mapping[str, Path] = field(default_factory=dict)
+    fallback: bool = True
+    base: Literal["auto", "registry", "bootstrap"] = "auto"
+    refresh_base: bool = False
+    builder: str | None = None
+    output: str | None = None
+    push: str | None = None
+    """The registry and path in front of the image's name, when it is pushed."""
+    no_cache: bool = False
+    progress: str = "auto"
+    dry_run: bool = False
+    keep_going: bool = False
+    force: bool = False
+    """Build although the disk looks too small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one target."""
+
+    target: str
+    state: State
+    tags: tuple[str, ...]
+    digest: str | None = None
+    size: int | None = None
+    """Bytes in the engine's store."""
+    seconds: float = 0
+    stage: str | None = None
+    """The stage that failed."""
+    lines: tuple[str, ...] = ()
+    """Its last lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    outcomes: tuple[Outcome, ...]
+    log: Path | None
+    seconds: float
+    metadata: Mapping[str, Any]
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        return tuple(o for o in self.outcomes if o.state not in ("built", "cached"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Builder:
+    """Everything a build needs that does not change while it runs."""
+
+    project: Project
+    matrix: Matrix
+    settings: Settings
+    env: Mapping[str, str]
+    cache: Path
+    engine: Docker
+    say: Callable[[str], None]
+    notice: Callable[[str, Sequence[str]], None]
+
+    def source(self, options: Options) -> tuple[Source, Path | None]:
+        """Which ComfyUI goes in, and the local tree it lies in, if it does."""
+        tree = options.sources.get("comfyui")
+        if tree is not None:
+            return sources.local_source(self.project, self.matrix, tree), tree
+        git = self.matrix.comfyui.git
+        if sources.upstream_reachable(git):
+            return sources.upstream_source(self.project, self.matrix), None
+        wanted, fallback = self.matrix.comfyui.version, self.matrix.comfyui.fallback
+        if not options.fallback:
+            raise NetworkError(
+                f"{git} cannot be reached, and --no-fallback forbids ComfyUI {fallback.version} in its place",
+                hint="--source comfyui=PATH builds from a checkout",
+            )
+        self.notice(
+            f"NOT ComfyUI {wanted}: {git} cannot be reached.",
+            [
+                f"ComfyUI {fallback.version} out of {fallback.wheel} goes in instead; the image's tag and its label",
+                "imgbuild.comfyui.source=fallback say so. For the pinned version: --source comfyui=PATH.",
+                "To make this an error: --no-fallback.",
+            ],
+        )
+        tree = sources.fallback_tree(
+            self.project, self.matrix, cache=self.cache, settings=self.settings, env=self.env
+        )
+        return sources.fallback_source(self.matrix), tree
+
+    def plans(self, targets: Sequence[Target], source: Source) -> tuple[Plan, ...]:
+        return tuple(make_plan(self.project, self.matrix, target, source=source) for target in targets)
+
+    def base_contexts(self, plans: Sequence[Plan], setups: Mapping[str, str], options: Options) -> dict[str, str]:
+        """By base name, the named context that stands in for the registry's image; empty for the registry itself."""
+        found: dict[str, str] = {}
+        for name in sorted({p.base.name for p in plans}):
+            mine = [p for p in plans if p.base.name == name]
+            base, setup = mine[0].base, setups[name]
+            if options.base != "bootstrap" and bases.registry_has(base, self.env):
+                continue
+            if options.base == "registry":
+                raise NetworkError(
+                    f"no registry that has {base.image} can be reached", hint="--base auto bootstraps it from a mirror"
+                )
+            local = bases.bootstrap(
+                base,
+                setup,
+                {bases.host_arch(), *(p.arch for p in mine)},
+                epoch=mine[0].epoch,
+                cache=self.cache,
+                env=self.settings.environment(self.env),
+                mirrors=bases.machine_mirrors(base.suite),
+                refresh=options.refresh_base,
+                say=self.say,
+            )
+            found[name] = local.context
+        return found
+
+    def build(self, targets: Sequence[Target], options: Options) -> Report:
+        """Build images; every finished part is kept, whatever happens to the others."""
+        begun = time.monotonic()
+        self._check_engine()
+        source, tree = self.source(options)
+        plans = self.plans(targets, source)
+        need = estimate.disk(plans)
+        self._check_disk(need, options)
+        with contextlib.ExitStack() as stack:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgbuild-")))
+            renderer = render.Renderer(self.project.templates)
+            setups: dict[str, str] = {}
+            for plan in plans:
+                files = renderer.context(plan)
+                setups[plan.base.name] = files["base-setup.sh"]
+                render.write(files, work / plan.name)
+            if options.dry_run:
+                return self._dry_run(plans, need)
+            base_contexts = self.base_contexts(plans, setups, options)
+            bake = self._bake_file(plans, work, tree=tree, base_contexts=base_contexts, options=options)
+            path = work / "docker-bake.json"
+            path.write_text(render.pretty(bake))
+            return self._run(plans, path, work, options, begun)
+
+    def _check_engine(self) -> None:
+        info = self.engine.info()
+        store = dict(info.get("DriverStatus") or []).get("driver-type", "")
+        if "containerd" not in store and len({t.platform for t in self.matrix.targets.values()}) > 1:
+            self.say("the engine does not use the containerd image store: images of another platform cannot be loaded")
+        self.engine.buildx_version()
+
+    def _check_disk(self, need: estimate.Need, options: Options) -> None:
+        root = self.engine.info().get("DockerRootDir", "/var/lib/docker")
+        probe = Path(str(root))
+        free = shutil.disk_usage(probe).free if probe.is_dir() else None
+        known = all(self.engine.find(tag) for tag in need.tags)
+        self.say(need.sentence(free))
+        if free is not None and free < need.bytes and not options.force and not known:
+            raise DiskError(
+                f"{estimate.gigabytes(free)} are free on {root}, and this build may take {estimate.gigabytes(need.bytes)}",
+                hint="imgbuild prune frees what earlier builds left; --force builds all the same",
+            )
+
+    def _dry_run(self, plans: Sequence[Plan], need: estimate.Need) -> Report:
+        del need
+        outcomes = tuple(Outcome(target=p.name, state="not started", tags=p.tags) for p in plans)
+        return Report(outcomes=outcomes, log=None, seconds=0, metadata={})
+
+    def _bake_file(
+        self,
+        plans: Sequence[Plan],
+        work: Path,
+        *,
+        tree: Path | None,
+        base_contexts: Mapping[str, str],
+        options: Options,
+    ) -> dict[str, Any]:
+        contexts = {"entrypoint": str(self.project.entrypoint), "nodes-src": str(self.project.nodes)}
+        local = {}
+        if tree is not None:
+            staged = work / "comfyui-src"
+            _stage(tree, staged)
+            local = {plan.name: str(staged) for plan in plans}
+        bake = render.bake_file(
+            plans,
+            folder=str(work),
+            contexts=contexts,
+            base_contexts=base_contexts,
+            sources=local,
+            outputs=[_output(options)],
+            secrets=self._secrets(work),
+        )
+        for plan in plans:
+            entry = bake["target"][plan.name]
+            folder = self._wheels(plan, work)
+            if folder is not None:
+                entry["contexts"]["wheels"] = str(folder)
+            if options.push:
+                entry["tags"] = [f"{options.push.rstrip('/')}/{tag}" for tag in plan.tags]
+        return bake
+
+    def _secrets(self, work: Path) -> list[str]:
+        found = []
+        if text := self.settings.secret():
+            path = work / "machine"
+            path.touch(mode=0o600)
+            path.write_text(text)
+            found.append(f"id=machine,src={path}")
+        if self.settings.ca_bundle:
+            found.append(f"id=ca,src={self.settings.ca_bundle}")
+        return found
+
+    def _wheels(self, plan: Plan, work: Path) -> Path | None:
+        """A folder with just those wheels of the machine that the lock names; None when there are none."""
+        folder = work / f"wheels-{plan.name}"
+        for layer in plan.layers:
+            for wheel in layer.wheels:
+                for source in self.settings.wheel_folders:
+                    path = source / wheel.filename
+                    if path.is_file() and file_hash(path) == wheel.sha256:
+                        folder.mkdir(exist_ok=True)
+                        _link(path, folder / wheel.filename)
+                        break
+        return folder if folder.is_dir() else None
+
+    def _run(self, plans: Sequence[Plan], bake: Path, work: Path, options: Options, begun: float) -> Report:
+        logs = self.cache / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        log = logs / f"{stamp}-{'+'.join(p.name for p in plans)[:80]}.log"
+        outcomes: list[Outcome] = []
+        metadata: dict[str, Any] = {}
+        calls = [(p,) for p in plans] if options.keep_going else [tuple(plans)]
+        for call in calls:
+            outcomes += self._bake(call, bake, work, log, options, metadata)
+        return Report(
+            outcomes=tuple(outcomes), log=log, seconds=time.monotonic() - begun, metadata=metadata
+        )
+
+    def _bake(
+        self,
+        plans: Sequence[Plan],
+        bake: Path,
+        work: Path,
+        log: Path,
+        options: Options,
+        metadata: dict[str, Any],
+    ) -> Iterator[Outcome]:
+        before = {p.name: self._digest(p) for p in plans}
+        begun = time.monotonic()
+        file = work / "metadata.json"
+        file.unlink(missing_ok=True)
+        with log.open("ab") as out:
+            start = out.tell()
+            status = self.engine.bake(
+                bake,
+                tuple(p.name for p in plans),
+                log=out,
+                metadata=file,
+                progress=options.progress,
+                builder=options.builder,
+                no_cache=options.no_cache,
+                allow=(Path("/"),),
+            )
+        seconds = time.monotonic() - begun
+        text = log.read_bytes()[start:].decode(errors="replace")
+        if status == 0:
+            metadata.update(render.load_json(file))
+        elif not self.engine.alive():
+            raise EngineError(
+                f"the Docker engine died during the build; the log is {log}",
+                hint="imgbuild doctor --fix starts it again; then repeat the command: finished stages are kept",
+            )
+        elif "no space left on device" in text:
+            raise DiskError(f"the disk is full; the log is {log}", hint="imgbuild df shows what takes it; imgbuild prune frees it")
+        stage, lines = failure(text) if status else (None, ())
+        for plan in plans:
+            yield self._outcome(plan, status, before[plan.name], text, seconds, stage, lines, options, alone=len(plans) == 1)
+
+    def _outcome(
+        self,
+        plan: Plan,
+        status: int,
+        before: str | None,
+        text: str,
+        seconds: float,
+        stage: str | None,
+        lines: tuple[str, ...],
+        options: Options,
+        *,
+        alone: bool,
+    ) -> Outcome:
+        local = options.output is None and options.push is None
+        image = self.engine.find(plan.tags[0]) if local else None
+        state: State
+        if status == 0:
+            state = "cached" if image is not None and image.digest == before else "built"
+        elif image is not None and image.digest != before:
+            state = "built"  # finished before another target failed
+        elif alone or stage is None or stage.startswith(f"{plan.name} "):
+            state = "failed"
+        else:
+            state = "stopped" if f"[{plan.name} " in text else "not started"
+        return Outcome(
+            target=plan.name,
+            state=state,
+            tags=plan.tags,
+            digest=image.digest if image else None,
+            size=image.size if image else None,
+            seconds=seconds,
+            stage=stage if state == "failed" else None,
+            lines=lines if state == "failed" else (),
+        )
+
+    def _digest(self, plan: Plan) -> str | None:
+        image = self.engine.find(plan.tags[0])
+        return image.digest if image else None
+
+
+def raise_for(report: Report, command: str) -> None:
+    """BuildError naming what failed, its last lines, the log and the command that re-runs only it."""
+    if not report.failed:
+        return
+    parts = []
+    for outcome in report.failed:
+        if outcome.state == "failed":
+            parts.append(f"{outcome.target}: stage {outcome.stage or '?'} failed")
+            parts += [f"    {line}" for line in outcome.lines[-15:]]
+        else:
+            parts.append(f"{outcome.target}: {outcome.state}")
+    again = " ".join(f"--target {o.target}" for o in report.failed)
+    raise BuildError("\n".join([*parts, f"the whole log: {report.log}"]), hint=f"{command} {again}")
+
+
+def failure(text: str) -> tuple[str | None, tuple[str, ...]]:
+    """The failing stage and its last lines, out of BuildKit's closing summary."""
+    clean = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "")
+    blocks = re.findall(r"^ > \[(.+?)\][^\n]*\n((?:.*\n)*?)-{6,}\n", clean, flags=re.MULTILINE)
+    error = [line for line in clean.splitlines() if line.startswith(("ERROR:", "error:"))][-1:]
+    if blocks:
+        stage, body = blocks[-1]
+        lines = [re.sub(r"^\d+\.\d+ ", "", line) for line in body.splitlines() if line.strip()]
+        return stage, tuple(lines[-15:] or error)
+    return None, tuple(error or clean.strip().splitlines()[-15:])
+
+
+def _output(options: Options) -> str:
+    if options.output:
+        return options.output
+    if options.push:
+        return "type=registry,compression=zstd,compression-level=3,force-compression=true,oci-mediatypes=true"
+    # Nobody downloads a local image: compressing it would only cost time.
+    return "type=docker,compression=uncompressed"
+
+
+def _stage(tree: Path, to: Path) -> None:
+    """Copy a ComfyUI tree without what is not its code: a checkout may hold gigabytes of models."""
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        skipped = {n for n in names if n in ("__pycache__",) or n.endswith(".pyc")}
+        if Path(folder) == tree:
+            skipped |= _LEFT_OUT & set(names)
+        if Path(folder) == tree / "models":
+            skipped |= {n for n in names if n != "configs"}
+        return skipped
+
+    try:
+        shutil.copytree(tree, to, ignore=ignore, symlinks=True)
+    except shutil.Error as e:
+        raise ImgbuildError(f"{tree} cannot be copied: {e.args[0][0][2] if e.args and e.args[0] else e}") from None
+
+
+def _link(source: Path, to: Path) -> None:
+    try:
+        os.link(source, to)
+    except OSError:  # another file system
+        shutil.copy2(source, to)

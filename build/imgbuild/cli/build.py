@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from imgbuild.cli.app import App, complete_target, parse_sources, source_option, wheels_option
+
+if TYPE_CHECKING:
+    from imgbuild.build import Report
+
+
+@click.command("build")
+@click.option("-t", "--target", "targets", multiple=True, shell_complete=complete_target, help="May be repeated.")
+@click.option("--all", "everything", is_flag=True, help="Every target of the matrix.")
+@click.option("--builder", help="A buildx builder that exists already.")
+@click.option("--engine", type=click.Choice(["docker", "podman"]), default="docker", show_default=True)
+@click.option("--load", is_flag=True, help="Into the local engine (the default).")
+@click.option("--push", metavar="REGISTRY/PATH", help="To a registry instead; layers are compressed with zstd.")
+@click.option("--output", help="BuildKit's own --output instead, such as type=oci,dest=image.tar.")
+@source_option
+@wheels_option
+@click.option("--no-fallback", is_flag=True, help="Fail where the pinned ComfyUI cannot be reached.")
+@click.option(
+    "--base",
+    type=click.Choice(["auto", "registry", "bootstrap"]),
+    default="auto",
+    show_default=True,
+    help="Debian from the registry, or bootstrapped from a package mirror.",
+)
+@click.option("--refresh-base", is_flag=True, help="Bootstrap anew, with Debian's latest fixes.")
+@click.option("--no-cache", is_flag=True, help="Run every stage again.")
+@click.option("--progress", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
+@click.option("--keep-going", is_flag=True, help="Go on with the other targets when one fails.")
+@click.option("--force", is_flag=True, help="Build although the disk looks too small.")
+@click.option("--dry-run", is_flag=True, help="Say what would be built, and build nothing.")
+@click.option("--metadata-file", type=click.Path(path_type=Path, dir_okay=False), help="Digests and sizes, as JSON.")
+@click.pass_obj
+def command(
+    app: App,
+    targets: tuple[str, ...],
+    everything: bool,
+    builder: str | None,
+    engine: str,
+    load: bool,
+    push: str | None,
+    output: str | None,
+    sources: tuple[str, ...],
+    wheels: tuple[Path, ...],
+    no_fallback: bool,
+    base: str,
+    refresh_base: bool,
+    no_cache: bool,
+    progress: str,
+    keep_going: bool,
+    force: bool,
+    dry_run: bool,
+    metadata_file: Path | None,
+) -> None:
+    """Build images."""
+    from imgbuild.build import Builder, Options, raise_for
+    from imgbuild.engines.docker import Docker
+    from imgbuild.errors import ConfigError
+    from imgbuild.report import notice, say
+
+    if sum(map(bool, (load, push, output))) > 1:
+        raise ConfigError("--load, --push and --output exclude one another")
+    if everything and targets:
+        raise ConfigError("--all and --target exclude one another")
+    selected = app.matrix().select(targets, everything=everything)
+    options = Options(
+        sources=parse_sources(sources),
+        fallback=not no_fallback,
+        base=base,  # type: ignore[arg-type]  (click.Choice holds the same words)
+        refresh_base=refresh_base,
+        builder=builder,
+        output=output,
+        push=push,
+        no_cache=no_cache,
+        progress=progress,
+        dry_run=dry_run,
+        keep_going=keep_going,
+        force=force,
+    )
+    del engine
+    work = Builder(
+        project=app.project(),
+        matrix=app.matrix(),
+        settings=app.settings(wheels),
+        env=app.env,
+        cache=app.cache,
+        engine=Docker(app.env),
+        say=say,
+        notice=notice,
+    )
+    report = work.build(selected, options)
+    _show(report)
+    if metadata_file:
+        _write_metadata(report, metadata_file)
+    if not dry_run:
+        raise_for(report, "imgbuild build")
+
+
+def _show(report: Report) -> None:
+    from imgbuild.report import human, table
+
+    table(
+        "",
+        ["target", "state", "tag", "digest", "size", "seconds"],
+        [
+            [
+                o.target,
+                o.state,
+                "\n".join(o.tags),
+                (o.digest or "–")[:19],
+                human(o.size) if o.size else "–",
+                f"{o.seconds:.0f}",
+            ]
+            for o in report.outcomes
+        ],
+        right=(4, 5),
+    )
+
+
+def _write_metadata(report: Report, path: Path) -> None:
+    from dataclasses import asdict
+
+    from imgbuild.locking import write_atomically
+    from imgbuild.render import pretty
+
+    data = {
+        "seconds": round(report.seconds, 1),
+        "log": str(report.log) if report.log else None,
+        "targets": {o.target: asdict(o) for o in report.outcomes},
+        "buildkit": report.metadata,
+    }
+    write_atomically(path, pretty(data))

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from imgbuild.cli.app import App
+
+if TYPE_CHECKING:
+    from imgbuild.engines.docker import Docker
+
+_KINDS = ("images", "build-cache", "bases", "sources", "wheelhouse", "logs")
+
+
+@click.command("prune")
+@click.argument("kinds", nargs=-1, type=click.Choice(_KINDS))
+@click.option("--all", "everything", is_flag=True, help="Every kind.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def command(app: App, kinds: tuple[str, ...], everything: bool, dry_run: bool, yes: bool) -> None:
+    """Remove what builds left behind.
+
+    Without a kind: the build cache. Only what imgbuild made is touched, apart
+    from the build cache, which is the engine's.
+    """
+    from imgbuild.housekeeping import prune
+    from imgbuild.report import human, say
+
+    chosen = _KINDS if everything else kinds or ("build-cache",)
+    engine = engine_or_none(app)
+    if not dry_run and not yes:
+        planned = prune(engine, app.cache, chosen, dry_run=True)
+        for item in planned:
+            say(f"{item.what}: {human(item.bytes)}")
+        click.confirm("Remove these?", abort=True, err=True)
+    for item in prune(engine, app.cache, chosen, dry_run=dry_run):
+        say(f"{'would remove' if dry_run else 'removed'} {item.what}: {human(item.bytes)}")
+
+
+def engine_or_none(app: App) -> Docker | None:
+    """The engine, or a word on stderr that there is none: the cache folder can be looked at all the same."""
+    from imgbuild.engines.docker import Docker
+    from imgbuild.errors import EngineError
+    from imgbuild.report import warn
+
+    engine = Docker(app.env)
+    try:
+        engine.info()
+    except EngineError as e:
+        warn(e.message)
+        return None
+    return engine

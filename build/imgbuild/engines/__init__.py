@@ -1,0 +1,1 @@
+"""What builds and runs containers: Docker with BuildKit first, Podman second."""

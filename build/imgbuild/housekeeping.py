@@ -1,0 +1,104 @@
+"""What builds leave on the disk, and its removal. Only what this tool made is ever touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from imgbuild.engines.docker import Docker
+
+KINDS = ("images", "build-cache", "bases", "sources", "wheelhouse", "logs")
+WHAT = {
+    "images": "images with our label, in the engine; layers that several share are counted once",
+    "build-cache": "BuildKit's cache: finished stages; without it the next build is a cold one",
+    "bases": "bootstrapped Debian, as OCI layouts",
+    "sources": "ComfyUI out of the package index",
+    "wheelhouse": "compiled kernels",
+    "logs": "one file a build",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    kind: str
+    count: int
+    bytes: int
+    where: str
+
+
+def usage(docker: Docker | None, cache: Path) -> tuple[Usage, ...]:
+    """Everything, by kind; without an engine only what lies under the cache folder."""
+    found = []
+    if docker is not None:
+        system = docker.client.df()
+        ours = [i for i in system.get("Images") or () if "imgbuild.target" in (i.get("Labels") or {})]
+        found.append(Usage(kind="images", count=len(ours), bytes=sum(i["Size"] for i in ours), where="engine"))
+        records = system.get("BuildCache") or ()
+        size = sum(r["Size"] for r in records if not r.get("Shared"))
+        found.append(Usage(kind="build-cache", count=len(records), bytes=size, where="engine"))
+    for kind in KINDS[2:]:
+        folder = cache / kind
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        found.append(Usage(kind=kind, count=len(entries), bytes=folder_size(folder), where=str(folder)))
+    return tuple(found)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes on disk; a file with several hard links is counted once."""
+    total, seen = 0, set()
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                status = os.lstat(os.path.join(root, name))  # noqa: PTH118  (a walk over many files)
+            except OSError:  # gone meanwhile
+                continue
+            if status.st_ino not in seen:
+                seen.add(status.st_ino)
+                total += status.st_blocks * 512
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    what: str
+    bytes: int
+
+
+def prune(docker: Docker | None, cache: Path, kinds: Sequence[str], *, dry_run: bool) -> tuple[Removed, ...]:
+    """Remove all of the given kinds; an image that a container uses stays."""
+    removed: list[Removed] = []
+    if docker is not None and "images" in kinds:
+        removed += _prune_images(docker, dry_run=dry_run)
+    if docker is not None and "build-cache" in kinds:
+        if dry_run:
+            size = next(u.bytes for u in usage(docker, cache) if u.kind == "build-cache")
+        else:
+            size = int(docker.client.api.prune_builds(all=True).get("SpaceReclaimed") or 0)
+        removed.append(Removed(what="build cache", bytes=size))
+    for kind in kinds:
+        folder = cache / kind
+        if kind in KINDS[2:] and folder.is_dir():
+            removed.append(Removed(what=str(folder), bytes=folder_size(folder)))
+            if not dry_run:
+                shutil.rmtree(folder)
+    return tuple(removed)
+
+
+def _prune_images(docker: Docker, *, dry_run: bool) -> list[Removed]:
+    client = docker.client
+    used = {c.attrs["Image"] for c in client.containers.list(all=True)}
+    removed = []
+    for image in client.images.list(filters={"label": "imgbuild.target"}):
+        if image.id in used:
+            continue
+        for tag in image.tags or [image.id]:
+            removed.append(Removed(what=tag, bytes=int(image.attrs.get("Size", 0)) if tag == (image.tags or [tag])[0] else 0))
+            if not dry_run:
+                client.images.remove(tag)
+    return removed
