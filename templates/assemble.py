@@ -87,7 +87,9 @@ def apply_edits(edits: list[dict[str, object]]) -> None:
             path = site / edit["file"]
             text = path.read_text()
             if text.count(edit["old"]) != 1:
-                sys.exit(f"edit of {edit['package']}: the old text occurs {text.count(edit['old'])} times in {path}")
+                sys.exit(
+                    f"edit of {edit['package']}: the old text occurs {text.count(edit['old'])} times in {path}"
+                )
             path.unlink()  # a hard link into uv's cache otherwise
             path.write_text(text.replace(edit["old"], edit["new"]))
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from imgbuild.locking import write_atomically
 from imgbuild.proc import ProcError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from imgbuild.plan import BasePlan
 
@@ -34,12 +35,13 @@ _REGISTRY_TIMEOUT = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class LocalBase:
-    """A bootstrapped base: an OCI layout and the digest of its index."""
+    """A bootstrapped base: a tar an architecture, and an OCI layout over all of them."""
 
-    key: str
     folder: Path
     digest: str
-    archs: tuple[str, ...]
+    """Of the layout's index; empty when only tars were asked for so far."""
+    platforms: Mapping[str, Any]
+    """By architecture: what is known of how it was made."""
 
     @property
     def context(self) -> str:
@@ -78,9 +80,7 @@ def find_base(cache: Path, base: BasePlan, setup: str) -> LocalBase | None:
     folder = cache / "bases" / f"{base.name}-{base_key(base, setup)}"
     try:
         state: Any = json.loads((folder / "state.json").read_text())
-        return LocalBase(
-            key=folder.name, folder=folder, digest=str(state["digest"]), archs=tuple(sorted(state["platforms"]))
-        )
+        return LocalBase(folder=folder, digest=str(state["digest"]), platforms=dict(state["platforms"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -93,69 +93,63 @@ def bootstrap(
     epoch: int,
     cache: Path,
     env: Mapping[str, str],
-    mirrors: Sequence[str],
     refresh: bool,
+    layout: bool,
     say: Callable[[str], None],
 ) -> LocalBase:
     """The bootstrapped base with at least these architectures; only what is missing is made.
 
-    `mirrors` are apt sources lines; empty means mmdebstrap's own choice.
+    `layout`: as an OCI layout too, which needs buildx; without, only the tars.
     """
-    found = find_base(cache, base, setup)
-    wanted = sorted(set(archs))
-    missing = wanted if refresh or found is None else [a for a in wanted if a not in found.archs]
-    if found is not None and not missing:
-        return found
     folder = cache / "bases" / f"{base.name}-{base_key(base, setup)}"
     folder.mkdir(parents=True, exist_ok=True)
-    platforms: dict[str, Any] = {}
-    if found is not None:
-        platforms = json.loads((folder / "state.json").read_text())["platforms"]
-    for arch in missing:
-        emulated = arch != host_arch()
-        say(
-            f"bootstrapping Debian {base.suite} for {arch}"
-            + (" under emulation: some minutes, once" if emulated else ": about half a minute, once")
-        )
-        platforms[arch] = _bootstrap_one(base, setup, arch, epoch=epoch, folder=folder, env=env, mirrors=mirrors)
-    digest = _write_index(folder / "layout", platforms)
+    found = find_base(cache, base, setup)
+    platforms: dict[str, Any] = dict(found.platforms) if found else {}
+    for arch in sorted(set(archs)):
+        if refresh or arch not in platforms:
+            emulated = arch != host_arch()
+            say(
+                f"bootstrapping Debian {base.suite} for {arch}"
+                + (" under emulation: some minutes, once" if emulated else ": about half a minute, once")
+            )
+            platforms[arch] = _bootstrap_one(base, setup, arch, epoch=epoch, folder=folder, env=env)
+        if layout and "manifest" not in platforms[arch]:
+            platforms[arch] |= {"manifest": _export(folder, arch=arch, epoch=epoch, env=env)}
+    digest = _write_index(folder / "layout", platforms) if layout else (found.digest if found else "")
     write_atomically(folder / "state.json", json.dumps({"digest": digest, "platforms": platforms}, indent=2) + "\n")
-    return LocalBase(key=folder.name, folder=folder, digest=digest, archs=tuple(sorted(platforms)))
+    return LocalBase(folder=folder, digest=digest, platforms=platforms)
 
 
 def _bootstrap_one(
-    base: BasePlan,
-    setup: str,
-    arch: str,
-    *,
-    epoch: int,
-    folder: Path,
-    env: Mapping[str, str],
-    mirrors: Sequence[str],
+    base: BasePlan, setup: str, arch: str, *, epoch: int, folder: Path, env: Mapping[str, str]
 ) -> dict[str, Any]:
     if proc.which("mmdebstrap", env=env) is None:
         raise EngineError(
             "no registry can be reached for the base image, and mmdebstrap is not installed",
             hint="imgbuild doctor --fix",
         )
-    tar = folder / f"{arch}.tar"
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        script = Path(work) / "base-setup.sh"
+        script, part, release = (Path(work) / name for name in ("base-setup.sh", "base.tar", "release"))
         script.write_text(setup)
-        part, release = Path(work) / "base.tar", Path(work) / "release"
         argv = ["mmdebstrap", f"--arch={arch}", "--variant=minbase", "--quiet"]
         argv += [f"--include={','.join(base.packages)}"]
         argv += [f"--dpkgopt=path-exclude={path}" for path in base.exclude]
         argv += [f'--customize-hook=cat "$1"/var/lib/apt/lists/*_InRelease | sha256sum | cut -d" " -f1 > {release}']
         argv += [f'--customize-hook=chroot "$1" sh -s finish < {script}']
-        argv += [base.suite, str(part), *mirrors]
+        argv += [base.suite, str(part), *machine_mirrors(base.suite)]
         try:
             proc.run(argv, env={**env, "SOURCE_DATE_EPOCH": str(epoch)}, timeout=_BOOTSTRAP_TIMEOUT)
         except ProcError as e:
             raise _bootstrap_failure(e, base, arch) from None
+        tar = folder / f"{arch}.tar"
         part.replace(tar)
-        manifest = _export(tar, Path(work), folder / "layout", arch=arch, epoch=epoch, env=env)
-        return {"manifest": manifest, "release": release.read_text().strip(), "packages": _packages(tar)}
+        return {
+            "release": release.read_text().strip(),
+            "packages": _packages(tar),
+            "seconds": round(time.monotonic() - begun, 1),
+            "emulated": arch != host_arch(),
+        }
 
 
 def _bootstrap_failure(e: ProcError, base: BasePlan, arch: str) -> Exception:
@@ -167,7 +161,10 @@ def _bootstrap_failure(e: ProcError, base: BasePlan, arch: str) -> Exception:
             f"this machine cannot run {arch} programs, so Debian {base.suite} for it was not made",
             hint="imgbuild doctor --fix",
         )
-    if any(sign in text for sign in ("could not resolve", "could not connect", "failed to fetch", "unable to connect")):
+    if any(
+        sign in text
+        for sign in ("could not resolve", "could not connect", "failed to fetch", "unable to connect")
+    ):
         return NetworkError(
             f"neither a registry nor a Debian mirror can be reached for {base.suite}:\n{e.message}",
             hint="imgbuild doctor looks at proxy and certificates",
@@ -177,12 +174,21 @@ def _bootstrap_failure(e: ProcError, base: BasePlan, arch: str) -> Exception:
 
 def _packages(tar: Path) -> str:
     """Hash of the list of installed packages and versions, which is what a refresh would change."""
-    listed = proc.run(["tar", "--extract", "--to-stdout", f"--file={tar}", "./usr/share/imgbuild/debian-packages.txt"])
+    listed = proc.run(
+        ["tar", "--extract", "--to-stdout", f"--file={tar}", "./usr/share/imgbuild/debian-packages.txt"]
+    )
     return hashlib.sha256(listed.stdout.encode()).hexdigest()
 
 
-def _export(tar: Path, work: Path, layout: Path, *, arch: str, epoch: int, env: Mapping[str, str]) -> Any:
-    """Have BuildKit write the tar as an image into `layout`; return its manifest's descriptor."""
+def _export(folder: Path, *, arch: str, epoch: int, env: Mapping[str, str]) -> Any:
+    """Have BuildKit write the tar as an image into the layout; return its manifest's descriptor."""
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        return _export_in(Path(work), folder / f"{arch}.tar", folder / "layout", arch=arch, epoch=epoch, env=env)
+
+
+def _export_in(
+    work: Path, tar: Path, layout: Path, *, arch: str, epoch: int, env: Mapping[str, str]
+) -> Any:
     context, out = work / "context", work / "oci"
     context.mkdir()
     os.link(tar, context / "base.tar")
@@ -221,7 +227,8 @@ def _write_index(layout: Path, platforms: Mapping[str, Any]) -> str:
     top = [{"mediaType": _INDEX_TYPE, "digest": digest, "size": len(index)}]
     write_atomically(layout / "oci-layout", '{"imageLayoutVersion": "1.0.0"}\n')
     write_atomically(
-        layout / "index.json", json.dumps({"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": top}) + "\n"
+        layout / "index.json",
+        json.dumps({"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": top}) + "\n",
     )
     return digest
 

@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
 State = Literal["built", "cached", "failed", "stopped", "not started"]
 """`stopped`: was under way when another target failed; the engine keeps its finished stages."""
-_LEFT_OUT = {".git", ".venv", "venv", "input", "output", "temp", "user", "custom_nodes", "tests", "tests-unit", ".github"}
+_LEFT_OUT = {
+    ".git",
+    ".venv",
+    "venv",
+    "input",
+    "output",
+    "temp",
+    "user",
+    "custom_nodes",
+    "tests",
+    "tests-unit",
+    ".github",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +132,9 @@ class Builder:
     def plans(self, targets: Sequence[Target], source: Source) -> tuple[Plan, ...]:
         return tuple(make_plan(self.project, self.matrix, target, source=source) for target in targets)
 
-    def base_contexts(self, plans: Sequence[Plan], setups: Mapping[str, str], options: Options) -> dict[str, str]:
+    def base_contexts(
+        self, plans: Sequence[Plan], setups: Mapping[str, str], options: Options
+    ) -> dict[str, str]:
         """By base name, the named context that stands in for the registry's image; empty for the registry itself."""
         found: dict[str, str] = {}
         for name in sorted({p.base.name for p in plans}):
@@ -130,7 +144,8 @@ class Builder:
                 continue
             if options.base == "registry":
                 raise NetworkError(
-                    f"no registry that has {base.image} can be reached", hint="--base auto bootstraps it from a mirror"
+                    f"no registry that has {base.image} can be reached",
+                    hint="--base auto bootstraps it from a mirror",
                 )
             local = bases.bootstrap(
                 base,
@@ -174,7 +189,9 @@ class Builder:
         info = self.engine.info()
         store = dict(info.get("DriverStatus") or []).get("driver-type", "")
         if "containerd" not in store and len({t.platform for t in self.matrix.targets.values()}) > 1:
-            self.say("the engine does not use the containerd image store: images of another platform cannot be loaded")
+            self.say(
+                "the engine does not use the containerd image store: images of another platform cannot be loaded"
+            )
         self.engine.buildx_version()
 
     def _check_disk(self, need: estimate.Need, options: Options) -> None:
@@ -261,9 +278,7 @@ class Builder:
         calls = [(p,) for p in plans] if options.keep_going else [tuple(plans)]
         for call in calls:
             outcomes += self._bake(call, bake, work, log, options, metadata)
-        return Report(
-            outcomes=tuple(outcomes), log=log, seconds=time.monotonic() - begun, metadata=metadata
-        )
+        return Report(outcomes=tuple(outcomes), log=log, seconds=time.monotonic() - begun, metadata=metadata)
 
     def _bake(
         self,
@@ -300,10 +315,15 @@ class Builder:
                 hint="imgbuild doctor --fix starts it again; then repeat the command: finished stages are kept",
             )
         elif "no space left on device" in text:
-            raise DiskError(f"the disk is full; the log is {log}", hint="imgbuild df shows what takes it; imgbuild prune frees it")
+            raise DiskError(
+                f"the disk is full; the log is {log}",
+                hint="imgbuild df shows what takes it; imgbuild prune frees it",
+            )
         stage, lines = failure(text) if status else (None, ())
         for plan in plans:
-            yield self._outcome(plan, status, before[plan.name], text, seconds, stage, lines, options, alone=len(plans) == 1)
+            yield self._outcome(
+                plan, status, before[plan.name], text, seconds, stage, lines, options, alone=len(plans) == 1
+            )
 
     def _outcome(
         self,
@@ -385,7 +405,7 @@ def _stage(tree: Path, to: Path) -> None:
     """Copy a ComfyUI tree without what is not its code: a checkout may hold gigabytes of models."""
 
     def ignore(folder: str, names: list[str]) -> set[str]:
-        skipped = {n for n in names if n in ("__pycache__",) or n.endswith(".pyc")}
+        skipped = {n for n in names if n == "__pycache__" or n.endswith(".pyc")}
         if Path(folder) == tree:
             skipped |= _LEFT_OUT & set(names)
         if Path(folder) == tree / "models":
@@ -395,7 +415,9 @@ def _stage(tree: Path, to: Path) -> None:
     try:
         shutil.copytree(tree, to, ignore=ignore, symlinks=True)
     except shutil.Error as e:
-        raise ImgbuildError(f"{tree} cannot be copied: {e.args[0][0][2] if e.args and e.args[0] else e}") from None
+        raise ImgbuildError(
+            f"{tree} cannot be copied: {e.args[0][0][2] if e.args and e.args[0] else e}"
+        ) from None
 
 
 def _link(source: Path, to: Path) -> None:

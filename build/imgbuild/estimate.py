@@ -33,7 +33,9 @@ class Need:
 
 def disk(plans: Sequence[Plan]) -> Need:
     """Layers that several targets share are counted once."""
-    layers = {(p.platform, p.base.name, layer.name, layer.wheels): layer.size for p in plans for layer in p.layers}
+    layers = {
+        (p.platform, p.base.name, layer.name, layer.wheels): layer.size for p in plans for layer in p.layers
+    }
     base = BASE * len({(p.platform, p.base.name) for p in plans})
     wheels = sum(layers.values())
     unpacked = wheels * UNPACKED_PER_WHEEL + base

@@ -38,7 +38,9 @@ def usage(docker: Docker | None, cache: Path) -> tuple[Usage, ...]:
     if docker is not None:
         system = docker.client.df()
         ours = [i for i in system.get("Images") or () if "imgbuild.target" in (i.get("Labels") or {})]
-        found.append(Usage(kind="images", count=len(ours), bytes=sum(i["Size"] for i in ours), where="engine"))
+        found.append(
+            Usage(kind="images", count=len(ours), bytes=sum(i["Size"] for i in ours), where="engine")
+        )
         records = system.get("BuildCache") or ()
         size = sum(r["Size"] for r in records if not r.get("Shared"))
         found.append(Usage(kind="build-cache", count=len(records), bytes=size, where="engine"))
@@ -98,7 +100,11 @@ def _prune_images(docker: Docker, *, dry_run: bool) -> list[Removed]:
         if image.id in used:
             continue
         for tag in image.tags or [image.id]:
-            removed.append(Removed(what=tag, bytes=int(image.attrs.get("Size", 0)) if tag == (image.tags or [tag])[0] else 0))
+            removed.append(
+                Removed(
+                    what=tag, bytes=int(image.attrs.get("Size", 0)) if tag == (image.tags or [tag])[0] else 0
+                )
+            )
             if not dry_run:
                 client.images.remove(tag)
     return removed

@@ -73,9 +73,19 @@ def parse_lock(text: str, *, name: str) -> Lock:
         elif line and not line.startswith("#"):
             match = _LINE.fullmatch(line)
             if match is None:
-                raise DriftError(f"{name}:{number}: not a line of a lock: {line[:60]!r}", hint="imgbuild lock")
+                raise DriftError(
+                    f"{name}:{number}: not a line of a lock: {line[:60]!r}", hint="imgbuild lock"
+                )
             found = match.groupdict()
-            wheels.append(Wheel(**{**found, "size": int(found["size"])}))
+            wheels.append(
+                Wheel(
+                    name=found["name"],
+                    version=found["version"],
+                    filename=found["filename"],
+                    sha256=found["sha256"],
+                    size=int(found["size"]),
+                )
+            )
     if not inputs:
         raise DriftError(f"{name}:1: no line `{_HEAD}…`", hint="imgbuild lock")
     return Lock(inputs=inputs, wheels=tuple(wheels))
@@ -136,7 +146,9 @@ def read_lock(project: Project, matrix: Matrix, target: Target, version: str) ->
     try:
         text = path.read_text()
     except OSError:
-        raise DriftError(f"{target.name} has no lock for ComfyUI {version}: there is no {path}", hint=command) from None
+        raise DriftError(
+            f"{target.name} has no lock for ComfyUI {version}: there is no {path}", hint=command
+        ) from None
     lock = parse_lock(text, name=str(path))
     wanted = inputs_hash(read_requirements(project, matrix, version), target, matrix)
     if lock.inputs != wanted:

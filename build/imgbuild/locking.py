@@ -42,7 +42,10 @@ class Pins:
     bases: Mapping[str, str]
 
     def text(self) -> str:
-        return json.dumps({"bases": dict(self.bases), "comfyui": dict(self.comfyui)}, indent=2, sort_keys=True) + "\n"
+        return (
+            json.dumps({"bases": dict(self.bases), "comfyui": dict(self.comfyui)}, indent=2, sort_keys=True)
+            + "\n"
+        )
 
 
 def read_pins(project: Project) -> Pins:
@@ -51,7 +54,9 @@ def read_pins(project: Project) -> Pins:
         data: Any = json.loads(path.read_text())
         return Pins(comfyui=dict(data["comfyui"]), bases=dict(data["bases"]))
     except OSError:
-        raise DriftError(f"there is no {path}: no commit and no digest is pinned", hint="imgbuild lock") from None
+        raise DriftError(
+            f"there is no {path}: no commit and no digest is pinned", hint="imgbuild lock"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise DriftError(f"{path} is not what imgbuild lock writes", hint="imgbuild lock") from None
 
@@ -120,7 +125,9 @@ def keep_requirements(project: Project, tree: Path, version: str) -> Path:
 def same_requirements(project: Project, tree: Path, version: str) -> bool:
     """Whether a tree asks for what is kept (and so locked) for its version."""
     path = project.requirements / requirements_name(version)
-    return path.is_file() and normalised(path.read_text()) == normalised((tree / "requirements.txt").read_text())
+    return path.is_file() and normalised(path.read_text()) == normalised(
+        (tree / "requirements.txt").read_text()
+    )
 
 
 def make(
@@ -142,18 +149,33 @@ def make(
     for name, requirement in _plain_inputs(matrix).items():
         say(f"locking {requirement}")
         # Both platforms: the compiler stages run on whatever machine builds.
-        platforms = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28") if name == TOOL_LOCK else ("x86_64-manylinux_2_28",)
+        platforms = (
+            ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
+            if name == TOOL_LOCK
+            else ("x86_64-manylinux_2_28",)
+        )
         keep = () if upgrade is not None else _old_wheels(project, name)
         wheels: set[Wheel] = set()
         for platform in platforms:
             wheels.update(
-                resolve([requirement], python="3.11", platform=platform, settings=settings, env=env, keep=keep, no_deps=True)
+                resolve(
+                    [requirement],
+                    python="3.11",
+                    platform=platform,
+                    settings=settings,
+                    env=env,
+                    keep=keep,
+                    no_deps=True,
+                )
             )
         text = Lock(inputs=requirement, wheels=tuple(wheels)).text(requirement)
         changed += _write_if_new(project.locks / name, text)
     for target in targets:
         for version in only_versions or versions(project, matrix):
-            if version == matrix.comfyui.version and not (project.requirements / requirements_name(version)).is_file():
+            if (
+                version == matrix.comfyui.version
+                and not (project.requirements / requirements_name(version)).is_file()
+            ):
                 changed.append(_fetch_requirements(project, matrix, version, say=say))
             requirements = read_requirements(project, matrix, version)
             path = project.locks / lock_name(target.name, version)
@@ -207,7 +229,11 @@ def _refresh_pins(
 
 
 def _commit(git: str, version: str) -> str:
-    done = proc.run(["git", "ls-remote", git, f"refs/tags/v{version}", f"refs/tags/v{version}^{{}}"], check=False, timeout=_REACH)
+    done = proc.run(
+        ["git", "ls-remote", git, f"refs/tags/v{version}", f"refs/tags/v{version}^{{}}"],
+        check=False,
+        timeout=_REACH,
+    )
     found = [line.split()[0] for line in done.stdout.splitlines() if line]
     if not found:
         raise NetworkError(
@@ -226,10 +252,22 @@ def _digest(image: str, env: Mapping[str, str]) -> str | None:
     return digest if done.returncode == 0 and digest.startswith("sha256:") else None
 
 
-def _fetch_requirements(project: Project, matrix: Matrix, version: str, *, say: Callable[[str], None]) -> Path:
+def _fetch_requirements(
+    project: Project, matrix: Matrix, version: str, *, say: Callable[[str], None]
+) -> Path:
     say(f"fetching the requirements of ComfyUI {version}")
     with tempfile.TemporaryDirectory() as folder:
-        argv = ["git", "clone", "--quiet", "--depth", "1", "--branch", f"v{version}", matrix.comfyui.git, folder]
+        argv = [
+            "git",
+            "clone",
+            "--quiet",
+            "--depth",
+            "1",
+            "--branch",
+            f"v{version}",
+            matrix.comfyui.git,
+            folder,
+        ]
         if proc.run(argv, check=False, timeout=300).returncode:
             raise NetworkError(
                 f"the requirements of ComfyUI {version} are not kept, and {matrix.comfyui.git} cannot be reached",

@@ -290,8 +290,12 @@ def _check_common(checked: _Checked[Common]) -> Iterator[Problem]:
                 yield file.problem(("layers", i, "name"), f"{layer.name!r} is the name of two layers")
         if not any("*" in layer.packages for layer in common.layers):
             yield file.problem(("layers",), 'no layer takes the rest: one needs the pattern "*"')
-    if checked.bad("torch"):
-        return
+    if not checked.bad("torch"):
+        yield from _check_torches(checked)
+
+
+def _check_torches(checked: _Checked[Common]) -> Iterator[Problem]:
+    file, common = checked.file, checked.model
     for i, torch in enumerate(common.torch):
         if not checked.bad("cuda") and torch.cuda is not None and torch.cuda not in common.cuda:
             yield file.problem(("torch", i, "cuda"), _unknown("CUDA version", torch.cuda, common.cuda))
@@ -391,7 +395,7 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 def _nearest_or_all(name: str, known: Iterable[str]) -> str:
     names = sorted(known, key=lambda n: tuple(int(p) for p in n.split(".")))
-    below = [n for n in names if n.split(".")[0] == name.split(".")[0]]
+    below = [n for n in names if n.split(".")[0] == name.split(".", maxsplit=1)[0]]
     return f"nearest: {', '.join(below)}" if below else f"there are: {', '.join(names)}"
 
 
@@ -439,22 +443,28 @@ def _tuples(data: Any) -> Any:
     return data
 
 
-def _problem(model: type[Model], file: YamlFile, error: Any) -> Problem:
+def _problem(model: type[Model], file: YamlFile, error: Any) -> Problem:  # noqa: PLR0911  (one kind of error, one return)
     loc: Loc = tuple(part for part in error["loc"] if part != "[key]")
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
         known = _keys_at(model, loc[:-1])
         near = nearest(str(loc[-1]), known)
         return file.problem(
-            loc, "unknown key; " + (f"did you mean {near!r}?" if near else f"known are: {', '.join(sorted(known))}")
+            loc,
+            "unknown key; "
+            + (f"did you mean {near!r}?" if near else f"known are: {', '.join(sorted(known))}"),
         )
     if kind == "missing":
         return file.problem(loc, "is missing")
     if kind == "literal_error":
-        return file.problem(loc, f"{given!r} is not one of {context.get('expected', '')}{_near_literal(given, context)}")
+        return file.problem(
+            loc, f"{given!r} is not one of {context.get('expected', '')}{_near_literal(given, context)}"
+        )
     if kind == "string_type":
         quote = isinstance(given, (int, float)) and not isinstance(given, bool)
-        return file.problem(loc, f'must be text: write "{given}", in quotes' if quote else f"must be text, not {_kind(given)}")
+        return file.problem(
+            loc, f'must be text: write "{given}", in quotes' if quote else f"must be text, not {_kind(given)}"
+        )
     if kind == "string_pattern_mismatch":
         return file.problem(loc, f"{given!r} has the wrong form; it must match {context['pattern']}")
     if kind in ("tuple_type", "dict_type", "model_type", "model_attributes_type"):

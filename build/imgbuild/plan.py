@@ -191,7 +191,8 @@ def make_plan(project: Project, matrix: Matrix, target: Target, *, source: Sourc
         kernels=target.kernels,
         profile=_profile_json(target, matrix, source),
         reasons={
-            name: _reasons(matrix.common.profile, profile) for name, profile in sorted(target.profiles.items())
+            name: _reasons(matrix.common.profile, profile)
+            for name, profile in sorted(target.profiles.items())
         },
     )
 
@@ -224,7 +225,8 @@ def _profile_json(target: Target, matrix: Matrix, source: Source) -> dict[str, A
         "compute_capability": gpu.compute_capability if gpu else None,
         "memory": gpu.memory if gpu else None,
         "tiers": [
-            {"name": t.name, "at_least_gb": t.at_least_gb, "flags": _words(t.flags)} for t in (gpu.tiers if gpu else ())
+            {"name": t.name, "at_least_gb": t.at_least_gb, "flags": _words(t.flags)}
+            for t in (gpu.tiers if gpu else ())
         ],
         "profiles": {
             name: {

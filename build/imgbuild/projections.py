@@ -63,7 +63,10 @@ def with_table(text: str, plans: Sequence[Plan]) -> str:
 
 
 def targets_table(plans: Sequence[Plan]) -> str:
-    rows = ["| target | made for | platform | compute capability | CUDA | torch | starts with |", "| --- " * 7 + "|"]
+    rows = [
+        "| target | made for | platform | compute capability | CUDA | torch | starts with |",
+        "| --- " * 7 + "|",
+    ]
     for plan in plans:
         flags = plan.profile["profiles"]["default"]["flags"]
         shown = "<br>".join(f"`{' '.join(words)}`" for words in flags) or "ComfyUI's defaults"

@@ -29,12 +29,16 @@ class Abilities:
 
     link: bool = True
     """COPY --link: a layer that does not depend on what is below it."""
-    base_reference: str | None = None
-    """A local image to start from, where the engine cannot override a stage by a named context."""
+    overrides: bool = True
+    """A named context takes the place of the stage of that name."""
+    cross: bool = True
+    """Stages of another platform than the target's, and BUILDPLATFORM to name the host's."""
+    start_interval: bool = True
+    """HEALTHCHECK --start-interval."""
 
 
 BUILDKIT = Abilities()
-PODMAN = Abilities(link=False, base_reference="localhost/imgbuild-base")
+PODMAN = Abilities(link=False, overrides=False, cross=False, start_interval=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +48,8 @@ class _View:
     plan: Plan
     engine: Abilities
     link: str
+    on_host: str
     labels: Mapping[str, str]
-    host_packages: str
 
 
 class Renderer:
@@ -85,8 +89,8 @@ class Renderer:
             plan=plan,
             engine=engine,
             link="--link " if engine.link else "",
+            on_host="--platform=$BUILDPLATFORM " if engine.cross else "",
             labels=plan.labels,
-            host_packages=" ".join(plan.base.packages),
         )
         files = {
             "Dockerfile": tidy(self._template("Dockerfile.j2", v=view)),
@@ -181,7 +185,9 @@ def difference(files: Files, folder: Path, *, owned: Sequence[str] = ()) -> str:
         path = folder / name
         old = path.read_text().splitlines(keepends=True) if path.is_file() else []
         new = files.get(name, "").splitlines(keepends=True)
-        lines += difflib.unified_diff(old, new, fromfile=f"a/{name}", tofile=f"b/{name}" if name in files else "/dev/null")
+        lines += difflib.unified_diff(
+            old, new, fromfile=f"a/{name}", tofile=f"b/{name}" if name in files else "/dev/null"
+        )
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 

@@ -41,7 +41,9 @@ def notice(title: str, lines: Iterable[str]) -> None:
     print(_paint(f"┏{edge}┓\n{body}\n┗{edge}┛", "33;1"), file=sys.stderr, flush=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()) -> None:
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[int] = ()
+) -> None:
     """A table on stdout; `right` are the columns of numbers."""
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from imgbuild.matrix import Matrix, Target
     from imgbuild.settings import Settings
 
-_OFFLINE = ("error sending request", "dns error", "failed to fetch", "connection refused", "network connectivity is disabled")
+_OFFLINE = (
+    "error sending request",
+    "dns error",
+    "failed to fetch",
+    "connection refused",
+    "network connectivity is disabled",
+)
 _TIMEOUT = 900
 
 
@@ -90,7 +96,15 @@ def resolve(
         if keep:  # uv prefers the versions that its output file already holds
             output.write_text(_preferences(keep, python))
         argv = [uv_program(), "pip", "compile", str(wanted), "--python-version", python]
-        argv += ["--python-platform", platform, "--only-binary", ":all:", "--no-config", "--no-progress", "--quiet"]
+        argv += [
+            "--python-platform",
+            platform,
+            "--only-binary",
+            ":all:",
+            "--no-config",
+            "--no-progress",
+            "--quiet",
+        ]
         argv += ["--format", "pylock.toml", "--output-file", str(output), *(["--no-deps"] if no_deps else [])]
         done = proc.run(argv, env=settings.environment(env), check=False, timeout=_TIMEOUT)
         if done.returncode:

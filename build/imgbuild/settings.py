@@ -33,7 +33,11 @@ class Settings:
 
     @property
     def wheel_folders(self) -> tuple[Path, ...]:
-        return tuple(Path(f.removeprefix("file://")) for f in self.find_links if "://" not in f or f.startswith("file://"))
+        return tuple(
+            Path(f.removeprefix("file://"))
+            for f in self.find_links
+            if "://" not in f or f.startswith("file://")
+        )
 
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """`env` with these settings in the spelling of uv and of pip."""
@@ -50,7 +54,7 @@ class Settings:
         for name, value in self.proxies:
             found[name] = found[name.lower()] = value
         if ca:
-            found.update({name: ca for name in _CA_VARIABLES})
+            found.update(dict.fromkeys(_CA_VARIABLES, ca))
         if self.index:
             found["PIP_INDEX_URL"] = found["UV_DEFAULT_INDEX"] = self.index
         if self.extra_indexes:

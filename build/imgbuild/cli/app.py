@@ -79,14 +79,19 @@ def parse_sources(texts: tuple[str, ...]) -> dict[str, Path]:
         if name not in known:
             near = nearest(name, known)
             raise ConfigError(
-                f"--source: no source {name!r}" + (f"; did you mean {near!r}?" if near else f"; there is: {known[0]}")
+                f"--source: no source {name!r}"
+                + (f"; did you mean {near!r}?" if near else f"; there is: {known[0]}")
             )
         found[name] = Path(path)
     return found
 
 
 source_option = click.option(
-    "--source", "sources", multiple=True, metavar="NAME=PATH", help="A local checkout in place of the pinned source."
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A local checkout in place of the pinned source.",
 )
 wheels_option = click.option(
     "--wheels",

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
 
 @click.command("build")
-@click.option("-t", "--target", "targets", multiple=True, shell_complete=complete_target, help="May be repeated.")
+@click.option(
+    "-t", "--target", "targets", multiple=True, shell_complete=complete_target, help="May be repeated."
+)
 @click.option("--all", "everything", is_flag=True, help="Every target of the matrix.")
 @click.option("--builder", help="A buildx builder that exists already.")
 @click.option("--engine", type=click.Choice(["docker", "podman"]), default="docker", show_default=True)
 @click.option("--load", is_flag=True, help="Into the local engine (the default).")
-@click.option("--push", metavar="REGISTRY/PATH", help="To a registry instead; layers are compressed with zstd.")
+@click.option(
+    "--push", metavar="REGISTRY/PATH", help="To a registry instead; layers are compressed with zstd."
+)
 @click.option("--output", help="BuildKit's own --output instead, such as type=oci,dest=image.tar.")
 @source_option
 @wheels_option
@@ -35,7 +39,9 @@ if TYPE_CHECKING:
 @click.option("--keep-going", is_flag=True, help="Go on with the other targets when one fails.")
 @click.option("--force", is_flag=True, help="Build although the disk looks too small.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built, and build nothing.")
-@click.option("--metadata-file", type=click.Path(path_type=Path, dir_okay=False), help="Digests and sizes, as JSON.")
+@click.option(
+    "--metadata-file", type=click.Path(path_type=Path, dir_okay=False), help="Digests and sizes, as JSON."
+)
 @click.pass_obj
 def command(
     app: App,
@@ -72,7 +78,7 @@ def command(
     options = Options(
         sources=parse_sources(sources),
         fallback=not no_fallback,
-        base=base,  # type: ignore[arg-type]  (click.Choice holds the same words)
+        base=cast("Any", base),  # click.Choice holds the same words
         refresh_base=refresh_base,
         builder=builder,
         output=output,

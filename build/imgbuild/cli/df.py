@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from imgbuild.cli.app import App
+if TYPE_CHECKING:
+    from imgbuild.cli.app import App
 
 
 @click.command("df")
@@ -21,4 +24,9 @@ def command(app: App, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(r) for r in rows], indent=2))
         return
-    table("", ["kind", "count", "size", "what"], [[r.kind, str(r.count), human(r.bytes), WHAT[r.kind]] for r in rows], right=(1, 2))
+    table(
+        "",
+        ["kind", "count", "size", "what"],
+        [[r.kind, str(r.count), human(r.bytes), WHAT[r.kind]] for r in rows],
+        right=(1, 2),
+    )

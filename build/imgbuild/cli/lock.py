@@ -13,8 +13,16 @@ if TYPE_CHECKING:
 @click.command("lock")
 @targets_argument
 @click.option("--check", is_flag=True, help="Only look whether the locks fit the matrix; reads no network.")
-@click.option("--upgrade", "upgrade_all", is_flag=True, help="Take the newest version of everything that is not pinned.")
-@click.option("--upgrade-package", "packages", multiple=True, metavar="NAME", help="Take the newest version of one package.")
+@click.option(
+    "--upgrade", "upgrade_all", is_flag=True, help="Take the newest version of everything that is not pinned."
+)
+@click.option(
+    "--upgrade-package",
+    "packages",
+    multiple=True,
+    metavar="NAME",
+    help="Take the newest version of one package.",
+)
 @source_option
 @wheels_option
 @click.pass_obj
@@ -57,7 +65,7 @@ def command(
         selected,
         settings=app.settings(wheels),
         env=app.env,
-        upgrade=packages if packages else (() if upgrade_all else None),
+        upgrade=packages or (() if upgrade_all else None),
         say=say,
         only_versions=only,
     )

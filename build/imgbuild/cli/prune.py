@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from imgbuild.cli.app import App
-
 if TYPE_CHECKING:
+    from imgbuild.cli.app import App
     from imgbuild.engines.docker import Docker
 
 _KINDS = ("images", "build-cache", "bases", "sources", "wheelhouse", "logs")

@@ -11,7 +11,9 @@ from imgbuild.cli.app import App, targets_argument
 @targets_argument
 @click.option("--check", is_flag=True, help="Change nothing; fail with a diff when something has drifted.")
 @click.option("--diff", "show_diff", is_flag=True, help="Change nothing; print what would change.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Write to another folder.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Write to another folder."
+)
 @click.pass_obj
 def command(app: App, targets: tuple[str, ...], check: bool, show_diff: bool, output: Path | None) -> None:
     """Write the Dockerfiles and everything else that follows from the matrix."""

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from imgbuild.cli.app import App
+if TYPE_CHECKING:
+    from imgbuild.cli.app import App
 
 
 @click.command("targets")

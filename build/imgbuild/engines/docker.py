@@ -101,7 +101,15 @@ class Docker:
         allow: tuple[Path, ...] = (),
     ) -> int:
         """Run one bake; its progress goes to stderr and `log`. Returns its status."""
-        argv: list[str | Path] = ["docker", "buildx", "bake", "--file", bake_file, "--metadata-file", metadata]
+        argv: list[str | Path] = [
+            "docker",
+            "buildx",
+            "bake",
+            "--file",
+            bake_file,
+            "--metadata-file",
+            metadata,
+        ]
         argv += ["--progress", {"json": "rawjson"}.get(progress, progress)]
         if builder:
             argv += ["--builder", builder]
@@ -110,7 +118,9 @@ class Docker:
         if self.buildx_version() >= (0, 17):  # from here on bake asks before it reads outside its folder
             for folder in allow:
                 argv += ["--allow", f"fs.read={folder}"]
-        return proc.stream([*argv, *targets], log=log, env={**self.env, "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"})
+        return proc.stream(
+            [*argv, *targets], log=log, env={**self.env, "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
+        )
 
 
 def _short(e: Exception) -> str:
