@@ -116,7 +116,9 @@ def bootstrap(
         if layout and "manifest" not in platforms[arch]:
             platforms[arch] |= {"manifest": _export(folder, arch=arch, epoch=epoch, env=env)}
     digest = _write_index(folder / "layout", platforms) if layout else (found.digest if found else "")
-    write_atomically(folder / "state.json", json.dumps({"digest": digest, "platforms": platforms}, indent=2) + "\n")
+    write_atomically(
+        folder / "state.json", json.dumps({"digest": digest, "platforms": platforms}, indent=2) + "\n"
+    )
     return LocalBase(folder=folder, digest=digest, platforms=platforms)
 
 
@@ -135,7 +137,9 @@ def _bootstrap_one(
         argv = ["mmdebstrap", f"--arch={arch}", "--variant=minbase", "--quiet"]
         argv += [f"--include={','.join(base.packages)}"]
         argv += [f"--dpkgopt=path-exclude={path}" for path in base.exclude]
-        argv += [f'--customize-hook=cat "$1"/var/lib/apt/lists/*_InRelease | sha256sum | cut -d" " -f1 > {release}']
+        argv += [
+            f'--customize-hook=cat "$1"/var/lib/apt/lists/*_InRelease | sha256sum | cut -d" " -f1 > {release}'
+        ]
         argv += [f'--customize-hook=chroot "$1" sh -s finish < {script}']
         argv += [base.suite, str(part), *machine_mirrors(base.suite)]
         try:
@@ -183,16 +187,18 @@ def _packages(tar: Path) -> str:
 def _export(folder: Path, *, arch: str, epoch: int, env: Mapping[str, str]) -> Any:
     """Have BuildKit write the tar as an image into the layout; return its manifest's descriptor."""
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        return _export_in(Path(work), folder / f"{arch}.tar", folder / "layout", arch=arch, epoch=epoch, env=env)
+        return _export_in(
+            Path(work), folder / f"{arch}.tar", folder / "layout", arch=arch, epoch=epoch, env=env
+        )
 
 
-def _export_in(
-    work: Path, tar: Path, layout: Path, *, arch: str, epoch: int, env: Mapping[str, str]
-) -> Any:
+def _export_in(work: Path, tar: Path, layout: Path, *, arch: str, epoch: int, env: Mapping[str, str]) -> Any:
     context, out = work / "context", work / "oci"
     context.mkdir()
     os.link(tar, context / "base.tar")
-    (context / "Dockerfile").write_text("FROM scratch\nADD base.tar /\nENV PATH=/usr/local/bin:/usr/bin:/bin\n")
+    (context / "Dockerfile").write_text(
+        "FROM scratch\nADD base.tar /\nENV PATH=/usr/local/bin:/usr/bin:/bin\n"
+    )
     argv = ["docker", "buildx", "build", "--platform", f"linux/{arch}", "--provenance=false"]
     argv += ["--build-arg", f"SOURCE_DATE_EPOCH={epoch}", "--no-cache"]
     argv += ["--output", f"type=oci,dest={out},tar=false,compression=zstd,oci-mediatypes=true", str(context)]

@@ -20,7 +20,7 @@ from imgbuild.resolve import file_hash
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from imgbuild.engines.docker import Docker
+    from imgbuild.engines import Engine
     from imgbuild.matrix import Matrix, Target
     from imgbuild.project import Project
     from imgbuild.settings import Settings
@@ -98,7 +98,7 @@ class Builder:
     settings: Settings
     env: Mapping[str, str]
     cache: Path
-    engine: Docker
+    engine: Engine
     say: Callable[[str], None]
     notice: Callable[[str, Sequence[str]], None]
 
@@ -140,7 +140,8 @@ class Builder:
         for name in sorted({p.base.name for p in plans}):
             mine = [p for p in plans if p.base.name == name]
             base, setup = mine[0].base, setups[name]
-            if options.base != "bootstrap" and bases.registry_has(base, self.env):
+            overrides = self.engine.abilities.overrides
+            if overrides and options.base != "bootstrap" and bases.registry_has(base, self.env):
                 continue
             if options.base == "registry":
                 raise NetworkError(
@@ -154,60 +155,58 @@ class Builder:
                 epoch=mine[0].epoch,
                 cache=self.cache,
                 env=self.settings.environment(self.env),
-                mirrors=bases.machine_mirrors(base.suite),
                 refresh=options.refresh_base,
+                layout=overrides,
                 say=self.say,
             )
-            found[name] = local.context
+            found[name] = self.engine.base_context(local, mine[0].arch)
         return found
 
     def build(self, targets: Sequence[Target], options: Options) -> Report:
         """Build images; every finished part is kept, whatever happens to the others."""
         begun = time.monotonic()
-        self._check_engine()
+        if warning := self.engine.check():
+            self.say(warning)
         source, tree = self.source(options)
         plans = self.plans(targets, source)
-        need = estimate.disk(plans)
-        self._check_disk(need, options)
+        self._check_platforms(plans)
+        self._check_disk(estimate.disk(plans), options)
         with contextlib.ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgbuild-")))
             renderer = render.Renderer(self.project.templates)
             setups: dict[str, str] = {}
             for plan in plans:
-                files = renderer.context(plan)
+                files = renderer.context(plan, self.engine.abilities)
                 setups[plan.base.name] = files["base-setup.sh"]
                 render.write(files, work / plan.name)
             if options.dry_run:
-                return self._dry_run(plans, need)
+                return self._dry_run(plans)
             base_contexts = self.base_contexts(plans, setups, options)
             bake = self._bake_file(plans, work, tree=tree, base_contexts=base_contexts, options=options)
             path = work / "docker-bake.json"
             path.write_text(render.pretty(bake))
             return self._run(plans, path, work, options, begun)
 
-    def _check_engine(self) -> None:
-        info = self.engine.info()
-        store = dict(info.get("DriverStatus") or []).get("driver-type", "")
-        if "containerd" not in store and len({t.platform for t in self.matrix.targets.values()}) > 1:
-            self.say(
-                "the engine does not use the containerd image store: images of another platform cannot be loaded"
-            )
-        self.engine.buildx_version()
-
     def _check_disk(self, need: estimate.Need, options: Options) -> None:
-        root = self.engine.info().get("DockerRootDir", "/var/lib/docker")
-        probe = Path(str(root))
-        free = shutil.disk_usage(probe).free if probe.is_dir() else None
-        known = all(self.engine.find(tag) for tag in need.tags)
+        root = self.engine.data_root()
+        free = shutil.disk_usage(root).free if root else None
         self.say(need.sentence(free))
+        known = all(self.engine.find(tag) for tag in need.tags)  # then most of it is there already
         if free is not None and free < need.bytes and not options.force and not known:
             raise DiskError(
                 f"{estimate.gigabytes(free)} are free on {root}, and this build may take {estimate.gigabytes(need.bytes)}",
-                hint="imgbuild prune frees what earlier builds left; --force builds all the same",
+                hint="imgbuild df shows what takes it, imgbuild prune frees it; --force builds all the same",
             )
 
-    def _dry_run(self, plans: Sequence[Plan], need: estimate.Need) -> Report:
-        del need
+    def _check_platforms(self, plans: Sequence[Plan]) -> None:
+        foreign = [p for p in plans if p.arch != bases.host_arch()]
+        if foreign and not self.engine.abilities.cross:
+            raise EngineError(
+                f"{self.engine.name} builds only for this machine's own platform here, and {foreign[0].name} is {foreign[0].platform}",
+                hint="--engine docker builds for every platform",
+            )
+
+    def _dry_run(self, plans: Sequence[Plan]) -> Report:
         outcomes = tuple(Outcome(target=p.name, state="not started", tags=p.tags) for p in plans)
         return Report(outcomes=outcomes, log=None, seconds=0, metadata={})
 
@@ -238,7 +237,7 @@ class Builder:
         for plan in plans:
             entry = bake["target"][plan.name]
             folder = self._wheels(plan, work)
-            if folder is not None:
+            if any(folder.iterdir()) or not self.engine.abilities.overrides:
                 entry["contexts"]["wheels"] = str(folder)
             if options.push:
                 entry["tags"] = [f"{options.push.rstrip('/')}/{tag}" for tag in plan.tags]
@@ -255,18 +254,18 @@ class Builder:
             found.append(f"id=ca,src={self.settings.ca_bundle}")
         return found
 
-    def _wheels(self, plan: Plan, work: Path) -> Path | None:
-        """A folder with just those wheels of the machine that the lock names; None when there are none."""
+    def _wheels(self, plan: Plan, work: Path) -> Path:
+        """A folder with just those wheels of the machine that the lock names."""
         folder = work / f"wheels-{plan.name}"
+        folder.mkdir()
         for layer in plan.layers:
             for wheel in layer.wheels:
                 for source in self.settings.wheel_folders:
                     path = source / wheel.filename
                     if path.is_file() and file_hash(path) == wheel.sha256:
-                        folder.mkdir(exist_ok=True)
                         _link(path, folder / wheel.filename)
                         break
-        return folder if folder.is_dir() else None
+        return folder
 
     def _run(self, plans: Sequence[Plan], bake: Path, work: Path, options: Options, begun: float) -> Report:
         logs = self.cache / "logs"
@@ -303,7 +302,6 @@ class Builder:
                 progress=options.progress,
                 builder=options.builder,
                 no_cache=options.no_cache,
-                allow=(Path("/"),),
             )
         seconds = time.monotonic() - begun
         text = log.read_bytes()[start:].decode(errors="replace")
@@ -311,7 +309,7 @@ class Builder:
             metadata.update(render.load_json(file))
         elif not self.engine.alive():
             raise EngineError(
-                f"the Docker engine died during the build; the log is {log}",
+                f"the engine ({self.engine.name}) died during the build; the log is {log}",
                 hint="imgbuild doctor --fix starts it again; then repeat the command: finished stages are kept",
             )
         elif "no space left on device" in text:

@@ -125,8 +125,8 @@ def _get(server: Server, path: str) -> object:
         connection = http.client.HTTPConnection(server.host, server.port, timeout=TIMEOUT)
     try:
         connection.request("GET", path, headers={"Connection": "close"})
-        response = connection.getresponse()
-        body = response.read(_LIMIT)
+        with connection.getresponse() as response:
+            body = response.read(_LIMIT)
     except TimeoutError:
         raise UnhealthyError(f"{where}: no answer in {TIMEOUT} s") from None
     except (OSError, http.client.HTTPException) as error:

@@ -10,6 +10,7 @@ import compileall
 import fnmatch
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def main() -> None:
         workers=0,
         stripdir=str(OUT),
         prependdir="/",
-        invalidation_mode=compileall.PycInvalidationMode.UNCHECKED_HASH,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
     settle(args.epoch)
 
@@ -86,7 +87,9 @@ def apply_edits(edits: list[dict[str, object]]) -> None:
             path = site / edit["file"]
             text = path.read_text()
             if text.count(edit["old"]) != 1:
-                sys.exit(f"edit of {edit['package']}: the old text occurs {text.count(edit['old'])} times in {path}")
+                sys.exit(
+                    f"edit of {edit['package']}: the old text occurs {text.count(edit['old'])} times in {path}"
+                )
             path.unlink()  # a hard link into uv's cache otherwise
             path.write_text(text.replace(edit["old"], edit["new"]))
 
@@ -109,4 +112,5 @@ def settle(epoch: int) -> None:
     os.utime(OUT, (epoch, epoch))
 
 
-main()
+if __name__ == "__main__":  # compileall's workers import this file
+    main()

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from comfyclient import ComfyClient
+from runningimage import Running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,26 +45,6 @@ def _option(config: pytest.Config, name: str) -> str | None:
     # Called from the repository's root, pytest reads this file too late for its options to exist.
     value = config.getoption(f"--{name}", default=None)
     return str(value) if value else os.environ.get(f"IMGBUILD_{name.upper().replace('-', '_')}") or None
-
-
-@dataclass(kw_only=True)
-class Running:
-    """The container, and what was measured while it started."""
-
-    container: Any  # docker.models.containers.Container
-    client: ComfyClient
-    seconds_to_alive: float
-    seconds_to_ready: float
-    measured: dict[str, float | int] = field(default_factory=dict)
-
-    def log(self) -> str:
-        text: str = self.container.logs().decode("utf-8", "replace")
-        return text
-
-    def run(self, *command: str) -> tuple[int, str]:
-        """A command in the container; its exit code and output."""
-        code, output = self.container.exec_run(list(command))
-        return int(code), output.decode("utf-8", "replace")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from comfyclient import RefusedError, invert_workflow
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Running
+    from runningimage import Running
 
 pytestmark = pytest.mark.engine
 

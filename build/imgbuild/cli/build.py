@@ -67,11 +67,14 @@ def command(
     """Build images."""
     from imgbuild.build import Builder, Options, raise_for
     from imgbuild.engines.docker import Docker
+    from imgbuild.engines.podman import Podman
     from imgbuild.errors import ConfigError
     from imgbuild.report import notice, say
 
     if sum(map(bool, (load, push, output))) > 1:
         raise ConfigError("--load, --push and --output exclude one another")
+    if engine == "podman" and (push or output):
+        raise ConfigError("--engine podman loads into Podman's own store; podman push publishes from there")
     if everything and targets:
         raise ConfigError("--all and --target exclude one another")
     selected = app.matrix().select(targets, everything=everything)
@@ -89,14 +92,13 @@ def command(
         keep_going=keep_going,
         force=force,
     )
-    del engine
     work = Builder(
         project=app.project(),
         matrix=app.matrix(),
         settings=app.settings(wheels),
         env=app.env,
         cache=app.cache,
-        engine=Docker(app.env),
+        engine=Podman(app.env) if engine == "podman" else Docker(app.env),
         say=say,
         notice=notice,
     )

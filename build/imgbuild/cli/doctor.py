@@ -70,6 +70,7 @@ def _mend_or_offer(
 ) -> tuple[list[Finding], ImgbuildError | None]:
     """The findings afterwards, and what stopped a repair that was asked for."""
     from imgbuild import doctor
+    from imgbuild.doctor.finding import error
     from imgbuild.doctor.mend import host
     from imgbuild.errors import EngineError, ImgbuildError
 
@@ -79,7 +80,9 @@ def _mend_or_offer(
             return doctor.fix(doctor.own_hands(probe), findings, examine=examine, tell=_tell), None
         _offer(doctor.ensure(findings, machine), because=machine.refusal)
     except ImgbuildError as e:
-        return (examine() if mend else findings), e
+        if mend:
+            return examine(), e
+        return [*findings, error("engine settings", e.message, *([e.hint] if e.hint else []))], None
     refused = (
         EngineError(f"nothing was changed: {machine.refusal}", hint="the commands are above")
         if mend
@@ -135,6 +138,8 @@ def _table(findings: Sequence[Finding], env: Mapping[str, str]) -> None:
             what.append(f"\n→ {remedy}", style="dim")
         shown.add_row(Text(mark, style=colour), Text(f.check, style="bold"), what)
     console = Console(no_color=True if env.get("NO_COLOR") else None)
+    if not console.is_terminal and not env.get("COLUMNS"):
+        console.width = 120
     console.print(shown)
     bad = sum(f.severity.value == "error" for f in findings)
     odd = sum(f.severity.value == "warning" for f in findings)

@@ -45,7 +45,7 @@ def engine_or_none(app: App) -> Docker | None:
 
     engine = Docker(app.env)
     try:
-        engine.info()
+        _ = engine.client
     except EngineError as e:
         warn(e.message)
         return None

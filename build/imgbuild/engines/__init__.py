@@ -1,1 +1,62 @@
 """What builds and runs containers: Docker with BuildKit first, Podman second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from imgbuild.bases import LocalBase
+    from imgbuild.render import Abilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image in an engine's store."""
+
+    tag: str
+    digest: str
+    """Of what the tag points to."""
+    platform: str
+    labels: Mapping[str, str]
+    size: int
+    """Bytes, as the engine counts them."""
+
+
+class Engine(Protocol):
+    """The same few calls, whichever engine it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def abilities(self) -> Abilities: ...
+
+    def check(self) -> str | None:
+        """EngineError when it cannot build; a warning when it can and lacks something."""
+
+    def alive(self) -> bool: ...
+
+    def data_root(self) -> Path | None:
+        """Where images are stored, when that is on this machine."""
+
+    def find(self, tag: str) -> Image | None: ...
+
+    def base_context(self, base: LocalBase, arch: str) -> str:
+        """How a bake file names a bootstrapped base for this engine."""
+
+    def bake(
+        self,
+        bake_file: Path,
+        targets: tuple[str, ...],
+        *,
+        log: IO[bytes],
+        metadata: Path,
+        progress: str,
+        builder: str | None,
+        no_cache: bool,
+    ) -> int:
+        """Build targets of a bake file; progress goes to stderr and `log`. Returns a status."""

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from imgbuild import proc
+from imgbuild.engines import Image
 from imgbuild.errors import EngineError
+from imgbuild.render import BUILDKIT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-    from typing import IO
+    from collections.abc import Mapping
+
+    from imgbuild.bases import LocalBase
 
 _REMEDY = "imgbuild doctor --fix installs and starts one on Debian and Ubuntu"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Image:
-    tag: str
-    digest: str
-    """Of what the tag points to in the engine's store."""
-    platform: str
-    labels: Mapping[str, str]
-    size: int
-    """Bytes in the engine's store, as the engine counts them."""
+_BAKE_ASKS = (0, 17)
+"""From this buildx on, bake asks before it reads outside its folder."""
 
 
 class Docker:
+    name = "docker"
+    abilities = BUILDKIT
+
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = env
         self._client: Any = None
@@ -47,14 +43,26 @@ class Docker:
             self._client = client
         return self._client
 
+    def check(self) -> str | None:
+        info = self.client.info()
+        self.buildx_version()
+        store = dict(info.get("DriverStatus") or []).get("driver-type", "")
+        if "containerd" not in store:
+            return (
+                "the engine does not use the containerd image store: an image of another platform "
+                "cannot be loaded (imgbuild doctor --fix)"
+            )
+        return None
+
     def alive(self) -> bool:
         try:
             return bool(self.client.ping())
         except Exception:  # noqa: BLE001  (whatever it raises, it is not alive)
             return False
 
-    def info(self) -> dict[str, Any]:
-        return dict(self.client.info())
+    def data_root(self) -> Path | None:
+        root = Path(str(self.client.info().get("DockerRootDir", "/var/lib/docker")))
+        return root if root.is_dir() else None
 
     def find(self, tag: str) -> Image | None:
         from docker.errors import ImageNotFound  # noqa: PLC0415
@@ -72,13 +80,8 @@ class Docker:
             size=int(attrs.get("Size", 0)),
         )
 
-    def ours(self) -> Iterator[Image]:
-        """Every tagged image that this tool built."""
-        for found in self.client.images.list(filters={"label": "imgbuild.target"}):
-            for tag in found.tags:
-                image = self.find(tag)
-                if image is not None:
-                    yield image
+    def base_context(self, base: LocalBase, arch: str) -> str:  # noqa: ARG002  (its layout holds all platforms)
+        return base.context
 
     def buildx_version(self) -> tuple[int, int]:
         done = proc.run(["docker", "buildx", "version"], env=self.env, check=False, timeout=30)
@@ -95,10 +98,9 @@ class Docker:
         *,
         log: IO[bytes],
         metadata: Path,
-        progress: str = "auto",
-        builder: str | None = None,
-        no_cache: bool = False,
-        allow: tuple[Path, ...] = (),
+        progress: str,
+        builder: str | None,
+        no_cache: bool,
     ) -> int:
         """Run one bake; its progress goes to stderr and `log`. Returns its status."""
         argv: list[str | Path] = [
@@ -115,12 +117,9 @@ class Docker:
             argv += ["--builder", builder]
         if no_cache:
             argv.append("--no-cache")
-        if self.buildx_version() >= (0, 17):  # from here on bake asks before it reads outside its folder
-            for folder in allow:
-                argv += ["--allow", f"fs.read={folder}"]
-        return proc.stream(
-            [*argv, *targets], log=log, env={**self.env, "BUILDX_NO_DEFAULT_ATTESTATIONS": "1"}
-        )
+        if self.buildx_version() >= _BAKE_ASKS:
+            argv += ["--allow", "fs.read=/"]
+        return proc.stream([*argv, *targets], log=log, env=self.env)
 
 
 def _short(e: Exception) -> str:

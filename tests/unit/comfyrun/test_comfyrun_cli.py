@@ -6,10 +6,11 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from comfyrun import cli
-from comfyrun.layout import Layout
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
+from comfyrun import cli
+from comfyrun.layout import Layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         raise Executed
 
     monkeypatch.setattr(os, "execvpe", execvpe)
-    monkeypatch.setattr(os, "chdir", lambda path: calls.append(path))
+    monkeypatch.setattr(os, "chdir", calls.append)
     return calls
 
 
@@ -174,23 +175,10 @@ def test_observe_a_uid_without_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 NAMES = st.sampled_from(["PROFILE", "PORT", "LISTEN", "ARGS", "DATA", "CACHE"])
-PIECES = st.sampled_from(
-    ["--cpu", "--gpu-only", "--port", "--listen", "--reserve-vram", "--fast", "--verbose", "=", " ", "'", '"']
-    + [
-        "\\",
-        "8188",
-        "0.5",
-        "-1",
-        "auto",
-        "--preview-method",
-        "/x",
-        "--base-directory",
-        "::1",
-        "--",
-        "-",
-        "classic",
-    ]
-)
+FLAGS = ("--cpu", "--gpu-only", "--port", "--listen", "--reserve-vram", "--fast", "--verbose")
+OTHERS = ("--preview-method", "--base-directory", "8188", "0.5", "-1", "auto", "/x", "::1", "classic")
+SIGNS = ("--", "-", "=", " ", "\\", "'", '"')
+PIECES = st.sampled_from((*FLAGS, *OTHERS, *SIGNS))
 # What a variable can hold: any bytes but NUL, as Python shows them, and NUL for good measure.
 VALUES = st.one_of(
     st.text(),

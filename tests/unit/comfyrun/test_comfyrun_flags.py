@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from syntheticui import CLI_ARGS, PROFILE, make_tree, real_trees
+
 from comfyrun import flags, flagtable
 from comfyrun.errors import ConfigError
 from comfyrun.flagtable import Flag, FlagTable
-from conftest import CLI_ARGS, PROFILE, make_tree, real_trees
 
 if TYPE_CHECKING:
     from _pytest.capture import CaptureFixture
@@ -117,9 +118,9 @@ def test_accepted_profiles_are_named(tree: Path, tmp_path: Path, capsys: Capture
 
 
 def test_a_tree_without_the_flags_comfyrun_needs(tmp_path: Path, capsys: CaptureFixture[str]) -> None:
-    old = make_tree(tmp_path / "old", CLI_ARGS.replace("--base-directory", "--base-folder"))
+    old = make_tree(tmp_path / "old", CLI_ARGS.replace("--base-directory", "--bass-directory"))
     assert bake(old, tmp_path)[0] == 2
-    assert "has no flag --base-directory (did you mean --base-folder?), which comfyrun needs" in (
+    assert "has no flag --base-directory (did you mean --bass-directory?), which comfyrun needs" in (
         capsys.readouterr().err
     )
 
@@ -178,7 +179,17 @@ def test_a_real_tree(root: Path | None, tmp_path: Path) -> None:
     # A process of its own, which could not import torch if it wanted to.
     script = f"import sys; sys.modules['torch'] = None; sys.path.insert(0, {str(Path(flags.__file__).parents[1])!r})"
     script += "; from comfyrun.flags import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "--tree", root, "--profile", profile, "-o", output]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "--tree",
+        str(root),
+        "--profile",
+        str(profile),
+        "-o",
+        str(output),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     table = flagtable.read(output)

@@ -3,9 +3,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from syntheticui import STRANGER
+
 from comfyrun.errors import ConfigError
 from comfyrun.launch import REQUIRED_FLAGS
-from conftest import STRANGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable

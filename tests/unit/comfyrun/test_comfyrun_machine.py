@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
+from syntheticui import STRANGER
+
 from comfyrun import cli, directories, health, port
 from comfyrun.errors import MachineError
 from comfyrun.health import Server, UnhealthyError
 from comfyrun.launch import Directory
 from comfyrun.layout import Layout
-from conftest import STRANGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import comfyrun
 import pytest
 import yaml
+
+import comfyrun
 from comfyrun.layout import Layout
 
 PACKAGE = Path(comfyrun.__file__).parent

@@ -5,9 +5,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from syntheticui import PROFILE
+
 from comfyrun import profile
 from comfyrun.errors import ConfigError
-from conftest import PROFILE
 
 if TYPE_CHECKING:
     from pathlib import Path

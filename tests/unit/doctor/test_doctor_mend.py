@@ -318,12 +318,12 @@ def test_restart_keeps_the_options_of_a_hand_started_dockerd():
     machine.files |= {
         "/etc/docker/daemon.json": '{"debug": true}',
         "/run/docker.pid": "99\n",
-        "/proc/99/cmdline": "/usr/sbin/dockerd\0--data-root\0/big\0",
+        "/proc/99/cmdline": "/usr/sbin/dockerd\0--data-root\0/big\0--bip\0\0",
     }
     write, stop, start = steps(machine)
     assert json.loads(write.text) == {"debug": True, "features": {"containerd-snapshotter": True}}
     assert stop == StopEngine(title=stop.title, pid=99)
-    assert start.argv == ("/usr/sbin/dockerd", "--data-root", "/big")
+    assert start.argv == ("/usr/sbin/dockerd", "--data-root", "/big", "--bip", "")
 
 
 def test_pid_file_of_something_else():

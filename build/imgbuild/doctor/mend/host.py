@@ -103,7 +103,8 @@ def _dockerd(probe: Probe) -> tuple[int, tuple[str, ...]] | None:
         pid = (_read(probe, file) or "").strip()
         if not pid.isdecimal():
             continue
-        argv = tuple(word for word in (_read(probe, Path(f"/proc/{pid}/cmdline")) or "").split("\0") if word)
-        if argv and Path(argv[0]).name == "dockerd":
+        # An empty word is a word: `--bip ""`.
+        argv = tuple((_read(probe, Path(f"/proc/{pid}/cmdline")) or "").removesuffix("\0").split("\0"))
+        if Path(argv[0]).name == "dockerd":
             return int(pid), argv
     return None

@@ -1,0 +1,139 @@
+"""Podman: builds the same stages for this machine's own platform, one target after the other."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from imgbuild import proc
+from imgbuild.engines import Image
+from imgbuild.errors import ConfigError, EngineError
+from imgbuild.render import PODMAN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from imgbuild.bases import LocalBase
+
+_CAP_SYS_RESOURCE = 1 << 24
+_PREFIX = "localhost/"
+"""Podman does not take a short name for a local image."""
+
+
+class Podman:
+    name = "podman"
+    abilities = PODMAN
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = env
+        self.confined = not _may_raise_limits()
+
+    @property
+    def _global(self) -> list[str]:
+        """Where a process may not raise its own limits, only runc with cgroupfs starts a container."""
+        return ["--runtime", "runc", "--cgroup-manager", "cgroupfs"] if self.confined else []
+
+    @property
+    def _limits(self) -> list[str]:
+        return ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"] if self.confined else []
+
+    def _podman(self, *words: str | Path) -> list[str]:
+        return ["podman", *self._global, *map(str, words)]
+
+    def run_arguments(self) -> list[str]:
+        """How `podman run` has to begin on this machine."""
+        return [*self._podman("run"), *self._limits]
+
+    def check(self) -> str | None:
+        if proc.which("podman", env=self.env) is None:
+            raise EngineError("podman is not installed", hint="apt-get install podman, or --engine docker")
+        done = proc.run(self._podman("info", "--format", "json"), env=self.env, check=False, timeout=60)
+        if done.returncode:
+            raise EngineError(f"podman does not work: {done.stderr.strip()[-400:]}", hint="podman info")
+        return None
+
+    def alive(self) -> bool:
+        return proc.run(self._podman("version"), env=self.env, check=False, timeout=60).returncode == 0
+
+    def data_root(self) -> Path | None:
+        argv = self._podman("info", "--format", "{{.Store.GraphRoot}}")
+        root = Path(proc.run(argv, env=self.env, timeout=60).stdout.strip())
+        return root if root.is_dir() else None
+
+    def find(self, tag: str) -> Image | None:
+        argv = self._podman("image", "inspect", _PREFIX + tag)
+        done = proc.run(argv, env=self.env, check=False, timeout=60)
+        if done.returncode:
+            return None
+        found: Any = json.loads(done.stdout)[0]
+        return Image(
+            tag=_PREFIX + tag,
+            digest=f"sha256:{found['Id']}",
+            platform=f"{found['Os']}/{found['Architecture']}",
+            labels=found.get("Labels") or {},
+            size=int(found.get("Size", 0)),
+        )
+
+    def base_context(self, base: LocalBase, arch: str) -> str:
+        """Import the bootstrapped tar as a local image, once."""
+        reference = (
+            f"{_PREFIX}imgbuild-base:{base.folder.name}-{arch}-{base.platforms[arch]['packages'][:12]}"
+        )
+        if proc.run(self._podman("image", "exists", reference), env=self.env, check=False).returncode:
+            argv = self._podman("import", "--quiet", "--arch", arch, "--os", "linux")
+            argv += ["--change", "ENV PATH=/usr/local/bin:/usr/bin:/bin", str(base.tar(arch)), reference]
+            proc.run(argv, env=self.env, timeout=900)
+        return reference
+
+    def bake(
+        self,
+        bake_file: Path,
+        targets: tuple[str, ...],
+        *,
+        log: IO[bytes],
+        metadata: Path,
+        progress: str,  # noqa: ARG002  (Podman has one kind)
+        builder: str | None,
+        no_cache: bool,
+    ) -> int:
+        if builder:
+            raise ConfigError("--builder names a buildx builder, and --engine podman has none")
+        bake: Any = json.loads(bake_file.read_text())
+        done: dict[str, Any] = {}
+        for name in targets:
+            begun = time.monotonic()
+            status = proc.stream(self._build(bake["target"][name], no_cache=no_cache), log=log, env=self.env)
+            if status:
+                return status
+            done[name] = {"seconds": round(time.monotonic() - begun, 1)}
+        metadata.write_text(json.dumps(done))
+        return 0
+
+    def _build(self, target: Any, *, no_cache: bool) -> list[str]:
+        contexts = dict(target["contexts"])
+        base = contexts.pop("base", None)
+        if base is None:
+            raise ConfigError("--engine podman starts from a bootstrapped base", hint="--base bootstrap")
+        argv = self._podman("build", *self._limits, "--format", "docker", "--layers", "--pull=never")
+        argv += ["--timestamp", target["args"]["SOURCE_DATE_EPOCH"], "--build-arg", f"BASE={base}"]
+        argv += ["--no-cache"] if no_cache else []
+        for name, where in sorted(contexts.items()):
+            argv += ["--build-context", f"{name}={where}"]
+        for secret in target.get("secret", ()):
+            argv += ["--secret", secret]
+        for tag in target["tags"]:
+            argv += ["--tag", _PREFIX + tag]
+        context = target["context"]
+        return [*argv, "--target", target["target"], "--file", f"{context}/{target['dockerfile']}", context]
+
+
+def _may_raise_limits() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return True
+    effective = next((line.split()[1] for line in lines if line.startswith("CapEff:")), "0")
+    return bool(int(effective, 16) & _CAP_SYS_RESOURCE)
