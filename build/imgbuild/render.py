@@ -142,7 +142,7 @@ def bake_file(
         source = (sources or {}).get(plan.name) or f"{plan.source.git}#{plan.source.commit}"
         named["comfyui-src"] = source
         if base_contexts and plan.base.name in base_contexts:
-            named["base"] = base_contexts[plan.base.name]
+            named["base"] = named["host"] = base_contexts[plan.base.name]
         targets[plan.name] = {
             "args": {"SOURCE_DATE_EPOCH": str(plan.epoch)},
             "context": f"{folder}/{plan.name}",

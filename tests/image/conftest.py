@@ -89,7 +89,7 @@ def running(engine: Any, image: str, pytestconfig: pytest.Config) -> Iterator[Ru
     try:
         yield _started(container, timeout)
     finally:
-        container.remove(force=True)
+        container.remove(force=True, v=True)
         for volume in volumes:
             volume.remove(force=True)
 

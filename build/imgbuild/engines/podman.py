@@ -113,6 +113,7 @@ class Podman:
 
     def _build(self, target: Any, *, no_cache: bool) -> list[str]:
         contexts = dict(target["contexts"])
+        contexts.pop("host", None)  # one platform: the Dockerfile makes it from the base
         base = contexts.pop("base", None)
         if base is None:
             raise ConfigError("--engine podman starts from a bootstrapped base", hint="--base bootstrap")
