@@ -20,4 +20,6 @@ def project(tmp_path: Path) -> Project:
     """A copy of this project's data that a test may change."""
     for name in ("images", "templates"):
         shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, tmp_path / name)
     return Project(root=tmp_path, writable=True)

@@ -90,6 +90,8 @@ def run(
         if check:
             raise ProcError(words, None, text) from None
         return Result(returncode=124, stdout=_text(e.stdout), stderr=_text(e.stderr))
+    except OSError as e:  # not executable here: another architecture's program, say
+        raise EngineError(f"{words[0]} cannot be started: {e.strerror or e}") from None
     if check and done.returncode:
         raise ProcError(words, done.returncode, done.stdout + done.stderr)
     return Result(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
@@ -157,6 +159,7 @@ def spawn_daemon(argv: Sequence[str | Path], *, log: Path) -> int:
         child = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/"
         )
+    child.returncode = 0  # it is nobody's child any more: no warning that it still runs
     return child.pid
 
 

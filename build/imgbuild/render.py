@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from imgbuild.plan import Plan
 
+_STAGE_SCRIPTS = ("code.py", "install.py", "settle.py")
+
 Files = dict[str, str]
 """Path relative to the output folder → text."""
 
@@ -66,13 +68,19 @@ class Renderer:
             autoescape=False,  # noqa: S701  (Dockerfiles, not web pages)
         )
         self.env.filters["quote"] = json.dumps  # a Dockerfile's double quotes are JSON's for our values
-        self.assemble = self._read("assemble.py")
+        self.verbatim = {
+            f"stages/{name}": self._read(folder=templates, name=f"stages/{name}") for name in _STAGE_SCRIPTS
+        }
+        self.verbatim |= {
+            name: self._read(folder=templates.parent, name=name) for name in ("LICENSE", "NOTICE")
+        }
 
-    def _read(self, name: str) -> str:
+    @staticmethod
+    def _read(*, folder: Path, name: str) -> str:
         try:
-            return (self.folder / name).read_text()
+            return (folder / name).read_text()
         except OSError as e:
-            raise ConfigError(f"the template {self.folder / name} cannot be read: {e.strerror}") from None
+            raise ConfigError(f"{folder / name} cannot be read: {e.strerror}") from None
 
     def _template(self, name: str, **values: Any) -> str:
         try:
@@ -95,7 +103,7 @@ class Renderer:
         files = {
             "Dockerfile": tidy(self._template("Dockerfile.j2", v=view)),
             "base-setup.sh": tidy(self._template("base-setup.sh.j2", base=plan.base, epoch=plan.epoch)),
-            "assemble.py": self.assemble,
+            **self.verbatim,
             "constraints.txt": plan.constraints(),
             "edits.json": pretty(plan.edits),
             "profile.json": pretty(plan.profile),

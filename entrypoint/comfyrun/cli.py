@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -119,7 +120,13 @@ def _health(arguments: list[str], layout: Layout) -> int:
 
 
 def _shell(arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
-    launch = _plan(layout, environ, [], observe(environ))
+    from comfyrun import directories  # noqa: PLC0415
+
+    machine = observe(environ)
+    launch = _plan(layout, environ, [], machine)
+    # A shell is what one opens when something is wrong: it comes up whatever the volumes are like.
+    with contextlib.suppress(MachineError):
+        directories.prepare(launch.directories, machine)
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     return _execute(arguments or [shell], launch.environment)
 

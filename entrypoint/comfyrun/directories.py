@@ -37,7 +37,8 @@ def prepare(directories: Sequence[Directory], machine: Machine) -> None:
 
 def _try_writing(path: Path) -> None:
     # os.access knows neither a full disk, nor quotas, nor what a network file system will say.
-    probe = path / f".comfyrun-{os.getpid()}"
+    # Not the process id: it is the same in every container, and several may share a volume.
+    probe = path / f".comfyrun-{os.urandom(8).hex()}"
     try:
         with probe.open("xb") as stream:
             stream.write(b"?")
@@ -50,7 +51,8 @@ def _explain(path: Path, needs: str, error: OSError | ValueError, machine: Machi
     number = error.errno if isinstance(error, OSError) else None
     match number:
         case errno.EACCES | errno.EPERM:
-            return _not_allowed(place, needs, machine)
+            # What is missing would have to be made in `place`.
+            return _not_allowed(place, "write to" if needs == "write" or place != path else "read", machine)
         case errno.EROFS:
             return f"{place} is read-only: mount a writable volume there (docker run -v NAME:{_mount(place)})"
         case errno.ENOSPC | errno.EDQUOT:
@@ -61,8 +63,7 @@ def _explain(path: Path, needs: str, error: OSError | ValueError, machine: Machi
             return f"{path} cannot be used: {error}"
 
 
-def _not_allowed(place: Path, needs: str, machine: Machine) -> str:
-    verb = "write to" if needs == "write" else "read"
+def _not_allowed(place: Path, verb: str, machine: Machine) -> str:
     ids = f"{machine.uid}:{machine.gid}"
     try:
         status = place.stat()

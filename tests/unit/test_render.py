@@ -85,7 +85,7 @@ def test_podman_gets_what_it_can_parse(root, plans):
     cpu = next(p for p in plans if p.name == "cpu")
     text = Renderer(root / "templates").context(cpu, PODMAN)["Dockerfile"]
     assert "--link" not in text
-    assert "--platform" not in text.replace("assemble.py venv --platform", "")
+    assert "--platform" not in text.replace("install.py --platform", "")
     assert "FROM ${BASE} AS base" in text
     assert text.count("COPY --from=venv-") == len(cpu.layers)
     assert BUILDKIT.link
@@ -145,8 +145,9 @@ def test_template_with_a_mistake_says_where(project, capsys):
     assert "nothing" in capsys.readouterr().err
 
 
-def test_assemble_runs_on_the_oldest_python_of_a_base(root):
-    ast.parse((root / "templates" / "assemble.py").read_text(), feature_version=(3, 11))
+def test_stage_scripts_run_on_the_oldest_python_of_a_base(root):
+    for path in (root / "templates" / "stages").glob("*.py"):
+        ast.parse(path.read_text(), feature_version=(3, 11))
 
 
 def test_plan_is_json(root, capsys):

@@ -45,8 +45,10 @@ def command(app: App, targets: tuple[str, ...], check: bool, show_diff: bool, ou
         return
     if output is None and not project.writable:
         raise ConfigError("the tool's own data cannot be written to", hint="imgbuild render -o DIR")
-    changed = [*render.write(files, folder), *render.remove_leftovers(files, folder, owned=owned)]
-    for name in changed:
-        say(f"wrote {folder / name}")
-    if not changed:
+    changed = render.write(files, folder)
+    gone = render.remove_leftovers(files, folder, owned=owned)
+    for verb, names in (("wrote", changed), ("removed", gone)):
+        for name in names:
+            say(f"{verb} {folder / name}")
+    if not changed and not gone:
         say("nothing has changed")

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -11,9 +12,6 @@ from hypothesis import strategies as st
 
 from comfyrun import cli
 from comfyrun.layout import Layout
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Executed(Exception):  # noqa: N818
@@ -123,6 +121,15 @@ def test_shell_runs_in_the_environment_of_the_launch(
     assert argv == ["python", "-c", "x"]
     assert environment["PYTHONUNBUFFERED"] == "1"
     assert shell in ("/bin/bash", "/bin/sh")
+    assert Path(here["COMFY_CACHE"], "huggingface").is_dir()
+
+
+def test_shell_comes_up_without_a_usable_volume(
+    layout: Layout, here: dict[str, str], executed: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "data").write_text("a file in the way")
+    with pytest.raises(Executed):
+        cli.main(["shell"], here, layout)
 
 
 def test_help_and_version(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:

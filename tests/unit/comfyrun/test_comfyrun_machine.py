@@ -106,6 +106,11 @@ def test_one_bad_volume_is_one_message(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(mend(folder(tmp_path / "a"), folder(tmp_path / "b" / "c")).splitlines()) == 1
 
 
+def test_a_leftover_of_another_container_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / f".comfyrun-{os.getpid()}").write_text("")
+    directories.prepare([folder(tmp_path)], STRANGER)
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_really_protected_directory(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)

@@ -1,48 +1,31 @@
-"""Runs inside the host stages: makes a tree under /o whose bytes depend on its inputs alone.
-
-`venv` installs one layer's wheels for the target's platform; `code` takes what
-the stage copied to /o. Both compile to bytecode that carries no time stamp, and
-give every file the same time.
-"""
+"""Runs in a host stage: installs one layer's wheels for the target's platform into /o/opt/venv."""
 
 import argparse
-import compileall
 import fnmatch
 import json
 import os
-import py_compile
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-OUT = Path("/o")
+from settle import OUT, settle
+
 VENV = Path("/opt/venv")
+REQUIREMENTS = "/tmp/requirements.txt"
+EDITS = Path("/tmp/edits.json")
+WHEELS = Path("/wheels")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["venv", "code"])
     parser.add_argument("--epoch", type=int, required=True)
-    parser.add_argument("--platform", help="the target's, in uv's spelling")
-    parser.add_argument("--tree", help="ComfyUI's folder under /o: what a server never needs is left out")
+    parser.add_argument("--platform", required=True, help="the target's, in uv's spelling")
     args = parser.parse_args()
-    if args.what == "venv":
-        install(args.platform)
-        apply_edits(json.loads(Path("/tmp/edits.json").read_text()))
-        (OUT / "opt").mkdir(parents=True)
-        VENV.rename(OUT / "opt/venv")
-    if args.tree:
-        clean(OUT / args.tree)
-    # The bytecode of a file that does not compile (templates, Python 2) is simply not there.
-    compileall.compile_dir(
-        OUT,
-        quiet=2,
-        workers=0,
-        stripdir=str(OUT),
-        prependdir="/",
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )
+    install(args.platform)
+    apply_edits(json.loads(EDITS.read_text()))
+    (OUT / "opt").mkdir(parents=True)
+    VENV.rename(OUT / "opt/venv")
     settle(args.epoch)
 
 
@@ -55,13 +38,14 @@ def install(platform: str) -> None:
     VENV.joinpath("pyvenv.cfg").write_text(
         f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {version}\n"
     )
-    env = dict(os.environ)
-    if any(Path("/wheels").glob("*.whl")):
-        env["UV_FIND_LINKS"] = ",".join(filter(None, ["/wheels", env.get("UV_FIND_LINKS")]))
-    # uv's cache lies beside the venv and goes with it: hard links, and nothing is stored twice.
+    # Several stages download at once: few connections each, and more patience than uv's own.
+    env = {"UV_CONCURRENT_DOWNLOADS": "8", "UV_HTTP_RETRIES": "8", "UV_HTTP_TIMEOUT": "120", **os.environ}
+    if any(WHEELS.glob("*.whl")):
+        env["UV_FIND_LINKS"] = ",".join(filter(None, [str(WHEELS), env.get("UV_FIND_LINKS")]))
     command = ["/uv/bin/uv", "pip", "install", "--python", str(VENV / "bin/python")]
-    command += ["--python-platform", platform, "--requirement", "/tmp/requirements.txt"]
+    command += ["--python-platform", platform, "--requirement", REQUIREMENTS]
     command += ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-config", "--no-progress"]
+    # uv's cache lies beside the venv and goes with it: hard links, and nothing is stored twice.
     command += ["--cache-dir", "/opt/uv-cache", "--link-mode", "hardlink"]
     done = subprocess.run(command, check=False, env=env)
     if done.returncode:
@@ -90,26 +74,7 @@ def apply_edits(edits: list[dict[str, object]]) -> None:
                 sys.exit(
                     f"edit of {edit['package']}: the old text occurs {text.count(edit['old'])} times in {path}"
                 )
-            path.unlink()  # a hard link into uv's cache otherwise
             path.write_text(text.replace(edit["old"], edit["new"]))
-
-
-def clean(tree: Path) -> None:
-    for name in (".git", ".github", ".ci", "tests", "tests-unit", "__pycache__"):
-        for path in tree.glob(name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def settle(epoch: int) -> None:
-    """One time, one owner, nobody else may write."""
-    for folder, folders, files in os.walk(OUT, topdown=False):
-        for name in (*files, *folders):
-            path = Path(folder, name)
-            if not path.is_symlink():
-                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-            os.chown(path, 0, 0, follow_symlinks=False)
-            os.utime(path, (epoch, epoch), follow_symlinks=False)
-    os.utime(OUT, (epoch, epoch))
 
 
 if __name__ == "__main__":  # compileall's workers import this file
