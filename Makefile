@@ -1,0 +1,36 @@
+# The two commands: `make image TARGET=cpu` and `make test`. Everything else is `imgbuild --help`.
+TARGET ?= cpu
+PYTHON ?= python3
+VENV := .venv
+IMGBUILD := $(VENV)/bin/imgbuild
+
+.PHONY: image test check lint clean
+
+image: $(VENV)/.ready  ## Mend the machine where needed (as root on Debian and Ubuntu), then build TARGET
+	$(IMGBUILD) doctor --fix
+	$(IMGBUILD) build --target $(TARGET) $(ARGS)
+
+test: $(VENV)/.ready  ## Every test that this machine can run; what is skipped says why
+	$(VENV)/bin/pytest $(ARGS)
+
+check: $(VENV)/.ready lint  ## What has drifted, and what a linter sees
+	$(IMGBUILD) lock --check
+	$(IMGBUILD) render --check
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/hadolint --config .hadolint.yaml rendered/*/Dockerfile
+
+$(VENV)/.ready: requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'imgbuild needs Python 3.11 or newer: make PYTHON=python3.12 …' >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo 'Python has no venv module: apt-get install python3-venv, then the same command again' >&2; exit 2; }
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
