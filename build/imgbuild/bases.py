@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from imgbuild import proc
 from imgbuild.errors import ConfigError, DiskError, EngineError, NetworkError
 from imgbuild.locking import write_atomically
-from imgbuild.proc import ProcError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -134,18 +133,19 @@ def _bootstrap_one(
     with tempfile.TemporaryDirectory(dir=folder) as work:
         script, part, release = (Path(work) / name for name in ("base-setup.sh", "base.tar", "release"))
         script.write_text(setup)
-        argv = ["mmdebstrap", f"--arch={arch}", "--variant=minbase", "--quiet"]
+        argv: list[str | Path] = ["mmdebstrap", f"--arch={arch}", "--variant=minbase"]
         argv += [f"--include={','.join(base.packages)}"]
         argv += [f"--dpkgopt=path-exclude={path}" for path in base.exclude]
         argv += [
             f'--customize-hook=cat "$1"/var/lib/apt/lists/*_InRelease | sha256sum | cut -d" " -f1 > {release}'
         ]
         argv += [f'--customize-hook=chroot "$1" sh -s finish < {script}']
-        argv += [base.suite, str(part), *machine_mirrors(base.suite)]
-        try:
-            proc.run(argv, env={**env, "SOURCE_DATE_EPOCH": str(epoch)}, timeout=_BOOTSTRAP_TIMEOUT)
-        except ProcError as e:
-            raise _bootstrap_failure(e, base, arch) from None
+        argv += [base.suite, part, *machine_mirrors(base.suite)]
+        log = folder / f"{arch}.log"
+        with log.open("wb") as out:
+            status = proc.stream(argv, log=out, env={**env, "SOURCE_DATE_EPOCH": str(epoch)})
+        if status:
+            raise _bootstrap_failure(log, base, arch)
         tar = folder / f"{arch}.tar"
         part.replace(tar)
         return {
@@ -156,8 +156,9 @@ def _bootstrap_one(
         }
 
 
-def _bootstrap_failure(e: ProcError, base: BasePlan, arch: str) -> Exception:
-    text = e.output.lower()
+def _bootstrap_failure(log: Path, base: BasePlan, arch: str) -> Exception:
+    lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
+    text, last = "\n".join(lines).lower(), "\n".join(lines[-12:])
     if "no space left" in text:
         return DiskError(f"the disk is full: Debian {base.suite} for {arch} was not made", hint="imgbuild df")
     if "foreign architecture" in text or "exec format" in text or "binfmt" in text:
@@ -170,10 +171,10 @@ def _bootstrap_failure(e: ProcError, base: BasePlan, arch: str) -> Exception:
         for sign in ("could not resolve", "could not connect", "failed to fetch", "unable to connect")
     ):
         return NetworkError(
-            f"neither a registry nor a Debian mirror can be reached for {base.suite}:\n{e.message}",
+            f"neither a registry nor a Debian mirror can be reached for {base.suite}:\n{last}",
             hint="imgbuild doctor looks at proxy and certificates",
         )
-    return ConfigError(f"Debian {base.suite} for {arch} was not made: {e.message}", hint=e.hint)
+    return ConfigError(f"Debian {base.suite} for {arch} was not made:\n{last}", hint=f"the whole log: {log}")
 
 
 def _packages(tar: Path) -> str:
