@@ -154,13 +154,19 @@ def blobs(client: Any, reference: str) -> Iterator[tuple[str, int, IO[bytes]]]:
 
 
 def read_layers(
-    client: Any, reference: str, use: Callable[[str, Readable], None], *, skip: Iterable[str] = ()
+    client: Any,
+    reference: str,
+    use: Callable[[str, Readable], None],
+    *,
+    skip: Iterable[str] = (),
+    document: Callable[[str, bytes], None] | None = None,
 ) -> dict[str, str]:
     """Call `use(blob, uncompressed stream)` for every layer, in one pass over `docker image save`.
 
     Returns blob → digest of the uncompressed tar, which is only known when all
     has gone by: the blobs come in the order of their digests. Layers in `skip`
-    (uncompressed, so that their blob has their digest) go by unread.
+    (uncompressed, so that their blob has their digest) go by unread; `document`
+    gets everything else: indexes, manifests, configurations, attestations.
     """
     skipped = set(skip)
     documents: dict[str, Any] = {}
@@ -170,7 +176,10 @@ def read_layers(
         head = content.read(4)
         whole = _Prefixed(head, content)
         if head.startswith(b"{") and size < _LARGEST_JSON:
-            documents[blob] = json.loads(head + content.read())
+            text = head + content.read()
+            documents[blob] = json.loads(text)
+            if document:
+                document(blob, text)
             continue
         with Uncompressed(whole, head) as plain:
             use(blob, plain)

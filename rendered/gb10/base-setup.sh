@@ -33,6 +33,7 @@ EOF
 
     rm -f /etc/apt/apt.conf.d/99ca
 else
+    rm -f /etc/hostname /etc/resolv.conf  # this machine's; an engine mounts its own
     # Whatever mirror built this, the image names Debian's own, as apt's documentation spells it.
     examples=/usr/share/doc/apt/examples
     if [ -f $examples/debian.sources ]; then
@@ -53,8 +54,9 @@ dpkg-query --show --showformat '${Package} ${Version} ${Architecture}\n' | sort 
 
 # Caches, logs and machine identities differ from one build to the next.
 rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache \
-    /var/log/apt /var/log/*.log /var/lib/dpkg/*-old /etc/machine-id /var/lib/dbus/machine-id /etc/hostname /etc/resolv.conf
+    /var/log/apt /var/log/*.log /var/lib/dpkg/*-old /etc/machine-id /var/lib/dbus/machine-id
 if [ "$1" = install ]; then
-    find / -xdev -newermt '@1786579200' -not -path '/proc/*' -not -path '/sys/*' -not -path '/run/*' -not -path '/tmp/*' \
-        -exec touch --no-dereference --date '@1786579200' {} +
+    # Not what the engine mounts: resolv.conf, hosts, hostname.
+    find /cache /data /etc /opt /usr /var -xdev -newermt '@1786579200' -not -path '/etc/resolv.conf' \
+        -not -path '/etc/host*' -exec touch --no-dereference --date '@1786579200' {} +
 fi

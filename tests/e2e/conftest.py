@@ -1,0 +1,174 @@
+"""The cpu image, built with a real engine from a copy of the project under a name of its own.
+
+Nobody's own tags move, and what the tests leave behind in the engine is taken
+away again: their tags, and what the one build without cache added to the cache.
+Each test that needs the engine says so with the marker `engine`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "bench"))  # how layers are read is written once
+
+from guarded import Guarded  # noqa: E402
+from guarded import build as guarded_build  # noqa: E402
+from imagelayers import LayeredImage, layered_image  # noqa: E402
+from scratch import copy_project, replace_in, tool_argv, tool_env  # noqa: E402
+
+from imgbuild.matrix import load_matrix  # noqa: E402
+from imgbuild.project import Project, cache_dir  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+IMAGE = "imgbuild-e2e"
+TARGET = "cpu"
+REFERENCE = f"{IMAGE}:{TARGET}"
+GUARDED = f"{IMAGE}-guarded:{TARGET}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+            # One worker under pytest-xdist --dist loadgroup: they share one image, and one disk.
+            item.add_marker(pytest.mark.xdist_group("engine"))
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[Any]:
+    """The engine's client; without an engine every test here is skipped."""
+    docker = pytest.importorskip("docker")
+    if shutil.which("docker") is None:
+        pytest.skip("no docker command: imgbuild doctor --fix")
+    try:
+        client = docker.from_env(timeout=300)
+        client.ping()
+    except docker.errors.DockerException as error:
+        pytest.skip(f"no Docker engine can be reached ({error}): imgbuild doctor --fix")
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the project whose images have another name."""
+    folder = tmp_path_factory.mktemp("project")
+    return copy_project(Project(root=ROOT, writable=False), folder / "project", image=IMAGE)
+
+
+@pytest.fixture
+def changed(copy: Project, tmp_path: Path) -> Project:
+    """A copy of that copy, for one test to change."""
+    return copy_project(copy, tmp_path / "changed")
+
+
+def imgbuild(
+    project: Project, *words: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`imgbuild --project … WORDS` as a process of its own."""
+    return subprocess.run(
+        tool_argv("--project", project.root, *words),
+        env=tool_env(env),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1500,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    image: LayeredImage
+    identity: str
+    """What the tag points to."""
+
+
+def look(client: Any, project: Project, reference: str = REFERENCE) -> Built:
+    image = layered_image(client, reference, project, load_matrix(project.images))
+    return Built(image=image, identity=client.images.get(reference).id)
+
+
+@pytest.fixture(scope="session")
+def cpu(client: Any, copy: Project) -> Iterator[Built]:
+    """The image as anybody builds it, out of the cache where there is one."""
+    done = imgbuild(copy, "build", "--target", TARGET)
+    assert done.returncode == 0, done.stderr[-3000:]
+    yield look(client, copy)
+    for image in client.images.list(name=f"{IMAGE}*"):
+        for tag in image.tags:
+            client.images.remove(tag, force=True)
+
+
+@pytest.fixture(scope="session")
+def cache() -> Path:
+    return cache_dir(os.environ)
+
+
+@pytest.fixture(scope="session")
+def forget_new_cache(client: Any, cpu: Built) -> Iterator[None]:
+    """Take away what a build without cache of the cpu target adds to BuildKit's cache: gigabytes of doubles."""
+    own = f"--platform {cpu.image.plan.manylinux} "
+    had = {record["ID"] for record in client.df()["BuildCache"] or ()}
+    yield
+    for _ in range(2):  # a parent can only go when its children are gone
+        for record in client.df()["BuildCache"] or ():
+            text = record["Description"]
+            ours = own in text or f"[{TARGET} " in text or text.startswith("[runtime ")
+            if record["ID"] not in had and ours and not record["InUse"]:
+                client.api.prune_builds(filters={"id": record["ID"]}, all=True)
+
+
+@pytest.fixture(scope="session")
+def guarded(
+    client: Any,
+    cpu: Built,
+    copy: Project,
+    cache: Path,
+    forget_new_cache: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Guarded:
+    """The same image once more: without cache, with secrets for settings, attested; its tag is GUARDED."""
+    folder = tmp_path_factory.mktemp("guarded")
+    project = copy_project(copy, folder / "project")
+    replace_in(project.images / "comfyui.yaml", f"\nimage: {IMAGE} #", f"\nimage: {IMAGE}-guarded #")
+    made = guarded_build(project, TARGET, folder, cache=cache, index_at=bridge_address(client))
+    assert not made.report.failed, made.report.failed[0].lines
+    return made
+
+
+def bridge_address(client: Any) -> str | None:
+    """This machine's address on the engine's bridge, when a container can reach a port there."""
+    settings = client.networks.get("bridge").attrs["IPAM"]["Config"] or []
+    address = next((s["Gateway"] for s in settings if "." in s.get("Gateway", "")), None)
+    if address is None:
+        return None
+    try:
+        with socket.create_server((address, 0)) as server:
+            ask = f"import socket; socket.create_connection(({address!r}, {server.getsockname()[1]}), 5)"
+            client.containers.run(REFERENCE, ["-c", ask], entrypoint="/usr/bin/python3", remove=True)
+    except Exception:  # a remote engine, a firewall: the index's password is then left out
+        return None
+    return str(address)
+
+
+def wait_for(what: Any, seconds: float) -> bool:
+    """Whether `what()` becomes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if what():
+            return True
+        time.sleep(0.2)
+    return False
