@@ -107,7 +107,9 @@ def _is_metadata(entry: dict[str, Any]) -> bool:
 def runtime_stages(dockerfile: str) -> list[str]:
     """The stages that the runtime stage copies from, in order."""
     runtime = dockerfile.rpartition(" AS runtime\n")[2]
-    return [name.removeprefix("venv-") for name in re.findall(r"^COPY .*--from=(\S+) ", runtime, re.MULTILINE)]
+    return [
+        name.removeprefix("venv-") for name in re.findall(r"^COPY .*--from=(\S+) ", runtime, re.MULTILINE)
+    ]
 
 
 def layer_names(created_by: list[str], count: int, stages: list[str], reference: str) -> list[str]:
@@ -140,7 +142,10 @@ def blobs(client: Any, reference: str) -> Iterator[tuple[str, int, IO[bytes]]]:
     A stream must be read before the next blob is asked for, or is skipped.
     """
     api = client.api
-    before, api.timeout = api.timeout, _EXPORT_TIMEOUT  # the first byte comes when the engine has looked at all
+    before, api.timeout = (
+        api.timeout,
+        _EXPORT_TIMEOUT,
+    )  # the first byte comes when the engine has looked at all
     try:
         source = _Chunks(client.api.get_image(reference, chunk_size=CHUNK))
         with tarfile.open(fileobj=cast("IO[bytes]", source), mode="r|", bufsize=CHUNK) as tar:
@@ -185,11 +190,11 @@ def read_layers(
             use(blob, plain)
             while plain.read(CHUNK):  # whoever feeds it must not wait for a reader
                 pass
-    found = {}
-    for document in documents.values():
-        config = documents.get((document.get("config") or {}).get("digest", ""))
+    found: dict[str, str] = {}
+    for manifest in documents.values():
+        config = documents.get((manifest.get("config") or {}).get("digest", ""))
         if config and "rootfs" in config:
-            layers = [layer["digest"] for layer in document["layers"]]
+            layers = [layer["digest"] for layer in manifest["layers"]]
             found.update(zip(layers, config["rootfs"]["diff_ids"], strict=False))  # an attestation has none
     return found
 

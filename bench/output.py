@@ -22,7 +22,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+            c.rjust(w) if i in right else c.ljust(w)
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
         )
         return f"| {' | '.join(padded)} |"
 

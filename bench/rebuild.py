@@ -18,7 +18,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ import machine
 import output
 import yaml
 from imagelayers import Measured, layered_image, measure
-from scratch import call_tool, copy_project, replace_in
+from scratch import call_tool, copy_project
 
 from imgbuild.errors import ConfigError
 from imgbuild.locking import read_plain_lock, source_lock_name
@@ -36,6 +35,8 @@ from imgbuild.matrix import load_matrix
 from imgbuild.project import Project, cache_dir, find_project
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from imagelayers import LayeredImage
 
 IMAGE = "imgbuild-bench"
@@ -71,7 +72,15 @@ class Bench:
     def build(self, *words: str | Path) -> tuple[LayeredImage, float, float]:
         """The image, seconds of the whole command, and those of them in BuildKit."""
         metadata = self.work / "metadata.json"
-        call = ["--project", self.project.root, "build", "--target", self.target, "--metadata-file", metadata]
+        call: list[str | Path] = [
+            "--project",
+            self.project.root,
+            "build",
+            "--target",
+            self.target,
+            "--metadata-file",
+            metadata,
+        ]
         # All rows from one tree: what upstream's host answers today is no part of the measurement.
         call += ["--source", f"comfyui={self.tree}"]
         begun = time.monotonic()
@@ -164,7 +173,9 @@ def changes(project: Project, target: str, tree: Path, *, debian: bool, cold: bo
         )
     if cold:
         wanted.append(
-            Change(name="cold", what="--no-cache: every stage runs; the base is at hand", words=("--no-cache",))
+            Change(
+                name="cold", what="--no-cache: every stage runs; the base is at hand", words=("--no-cache",)
+            )
         )
     return wanted
 
@@ -185,7 +196,9 @@ def _change_base(project: Project, base: str) -> None:
     path = project.images / "comfyui.yaml"
     data: Any = yaml.safe_load(path.read_text())
     if _ANOTHER_PACKAGE in data["bases"][base]["packages"]:
-        raise ConfigError(f"{_ANOTHER_PACKAGE} is in the base {base} already: name another in bench/rebuild.py")
+        raise ConfigError(
+            f"{_ANOTHER_PACKAGE} is in the base {base} already: name another in bench/rebuild.py"
+        )
     data["bases"][base]["packages"].append(_ANOTHER_PACKAGE)
     path.write_text(yaml.safe_dump(data, sort_keys=False))
 
@@ -194,9 +207,13 @@ def _change_base(project: Project, base: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("target", metavar="TARGET")
-    parser.add_argument("--debian", action="store_true", help="also a changed base (runs every venv stage again)")
+    parser.add_argument(
+        "--debian", action="store_true", help="also a changed base (runs every venv stage again)"
+    )
     parser.add_argument("--cold", action="store_true", help="also without cache")
     parser.add_argument("--comfyui", type=Path, help="ComfyUI tree to change (default: the fallback's)")
     parser.add_argument("--project", type=Path, help="folder with images/")
@@ -244,7 +261,9 @@ def fallback_tree(project: Project) -> Path:
     lock = read_plain_lock(project, source_lock_name(version))
     tree = cache_dir(os.environ) / "sources" / f"comfyui-{version}-{lock.wheels[0].sha256[:12]}"
     if not tree.is_dir():
-        raise ConfigError(f"ComfyUI {version} is not unpacked yet", hint="--comfyui PATH, or build once without --source")
+        raise ConfigError(
+            f"ComfyUI {version} is not unpacked yet", hint="--comfyui PATH, or build once without --source"
+        )
     return tree
 
 
@@ -270,7 +289,8 @@ def to_text(data: dict[str, Any]) -> str:
             r["what"],
             f"{r['seconds']:.1f}",
             f"{r['seconds_in_buildkit']:.1f}",
-            f"{len(r['changed'])} of {r['layers']}" + (f": {', '.join(r['changed'])}" if r["changed"] else ""),
+            f"{len(r['changed'])} of {r['layers']}"
+            + (f": {', '.join(r['changed'])}" if r["changed"] else ""),
             output.megabytes(r["push_bytes"]),
             output.megabytes(r["unpacked_bytes"]),
         ]

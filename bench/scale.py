@@ -10,6 +10,7 @@ each with its own lock, so that every file is read and rendered for each.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import statistics
 import subprocess
@@ -35,9 +36,13 @@ STEPS = ("load_matrix", "make_plans", "target_files", "bake file")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
-    parser.add_argument("--repeat", type=int, default=3, help="the fastest of so many runs counts (default 3)")
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="the fastest of so many runs counts (default 3)"
+    )
     parser.add_argument("--startup-runs", type=int, default=25)
     parser.add_argument("--startup-only", action="store_true")
     parser.add_argument("--project", type=Path, help="folder with images/")
@@ -73,7 +78,7 @@ def growth(project: Project, sizes: list[int], repeat: int) -> list[dict[str, An
             row["total"] = min(sum(run.values()) for run in runs)
             row["cli"] = min(render_cli(copy, Path(folder) / "out") for _ in range(repeat))
         rows.append(row)
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in itertools.pairwise(rows):
         row["more_targets"] = row["targets"] / before["targets"]
         row["more_seconds"] = row["total"] / before["total"]
     return rows

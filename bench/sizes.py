@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("targets", nargs="+", metavar="TARGET")
     parser.add_argument("--compare", action="store_true", help="digests side by side, no sizes")
     parser.add_argument("--gzip", action="store_true", help="gzip -6 as well (slow)")
@@ -55,7 +57,9 @@ def main() -> None:
     print(output.as_json(data) if args.json else text, end="")
     if args.keep:
         title = f"# {'Layers side by side' if args.compare else 'Sizes by layer'}\n\n"
-        output.keep(name, f"{title}{machine.markdown()}\n{text}", {"machine": machine.describe(), "result": data})
+        output.keep(
+            name, f"{title}{machine.markdown()}\n{text}", {"machine": machine.describe(), "result": data}
+        )
 
 
 def size_data(image: LayeredImage, sizes: dict[str, Measured]) -> dict[str, Any]:
@@ -80,13 +84,18 @@ def size_data(image: LayeredImage, sizes: dict[str, Measured]) -> dict[str, Any]
 def size_text(data: dict[str, Any], *, with_gzip: bool) -> str:
     rows = data["layers"]
     keys = ["wheels", "wheel_bytes", "zstd", *(["gzip"] if with_gzip else []), "unpacked"]
-    heads = {"wheel_bytes": "locked wheels MB", "zstd": "zstd -3 MB", "gzip": "gzip -6 MB", "unpacked": "unpacked MB"}
+    heads = {
+        "wheel_bytes": "locked wheels MB",
+        "zstd": "zstd -3 MB",
+        "gzip": "gzip -6 MB",
+        "unpacked": "unpacked MB",
+    }
 
     def cells(row: dict[str, Any]) -> list[str]:
         count = "–" if row["wheels"] is None else str(row["wheels"])
         return [row["layer"], count, *(output.megabytes(row[k]) for k in keys[1:])]
 
-    total = {"layer": "**all**", **{k: sum(r[k] or 0 for r in rows) for k in keys}}
+    total: dict[str, Any] = {"layer": "**all**", **{k: sum(r[k] or 0 for r in rows) for k in keys}}
     venv = sum(r["zstd"] for r in rows if r["wheel_bytes"])
     return (
         f"## {data['image']} (ComfyUI {data['comfyui']})\n\n"

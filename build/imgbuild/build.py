@@ -59,6 +59,14 @@ class Options:
     force: bool = False
     """Build although the disk looks too small."""
 
+    @property
+    def local(self) -> bool:
+        """Whether the images go into the local engine."""
+        return self.output is None and self.push is None
+
+    def tags(self, plan: Plan) -> tuple[str, ...]:
+        return tuple(f"{self.push.rstrip('/')}/{tag}" if self.push else tag for tag in plan.tags)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -239,8 +247,10 @@ class Builder:
             folder = self._wheels(plan, work)
             if any(folder.iterdir()) or not self.engine.abilities.overrides:
                 entry["contexts"]["wheels"] = str(folder)
-            if options.push:
-                entry["tags"] = [f"{options.push.rstrip('/')}/{tag}" for tag in plan.tags]
+            entry["tags"] = list(options.tags(plan))
+            if options.local:
+                # Provenance holds times: with it, an image of which nothing changed would get a new digest.
+                entry["attest"] = ["type=provenance,disabled=true"]
         return bake
 
     def _secrets(self, work: Path) -> list[str]:
@@ -320,7 +330,16 @@ class Builder:
         stage, lines = failure(text) if status else (None, ())
         for plan in plans:
             yield self._outcome(
-                plan, status, before[plan.name], text, seconds, stage, lines, options, alone=len(plans) == 1
+                plan,
+                status,
+                before[plan.name],
+                text,
+                seconds,
+                stage,
+                lines,
+                options,
+                alone=len(plans) == 1,
+                metadata=metadata,
             )
 
     def _outcome(
@@ -335,9 +354,10 @@ class Builder:
         options: Options,
         *,
         alone: bool,
+        metadata: Mapping[str, Any],
     ) -> Outcome:
-        local = options.output is None and options.push is None
-        image = self.engine.find(plan.tags[0]) if local else None
+        image = self.engine.find(plan.tags[0]) if options.local else None
+        pushed = metadata.get(plan.name, {}).get("containerimage.digest")
         state: State
         if status == 0:
             state = "cached" if image is not None and image.digest == before else "built"
@@ -350,8 +370,8 @@ class Builder:
         return Outcome(
             target=plan.name,
             state=state,
-            tags=plan.tags,
-            digest=image.digest if image else None,
+            tags=options.tags(plan),
+            digest=image.digest if image else pushed,
             size=image.size if image else None,
             seconds=seconds,
             stage=stage if state == "failed" else None,

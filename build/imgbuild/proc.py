@@ -91,7 +91,7 @@ def run(
             raise ProcError(words, None, text) from None
         return Result(returncode=124, stdout=_text(e.stdout), stderr=_text(e.stderr))
     except OSError as e:  # not executable here: another architecture's program, say
-        raise EngineError(f"{words[0]} cannot be started: {e.strerror or e}") from None
+        raise EngineError(f"{words[0]} cannot be started: {e.strerror or e}") from e
     if check and done.returncode:
         raise ProcError(words, done.returncode, done.stdout + done.stderr)
     return Result(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)

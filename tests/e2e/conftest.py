@@ -10,33 +10,18 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import guarded as guarding
 import pytest
+from kit import IMAGE, REFERENCE, ROOT, TARGET, Built, imgbuild, look
+from scratch import copy_project, replace_in
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "bench"))  # how layers are read is written once
-
-from guarded import Guarded  # noqa: E402
-from guarded import build as guarded_build  # noqa: E402
-from imagelayers import LayeredImage, layered_image  # noqa: E402
-from scratch import copy_project, replace_in, tool_argv, tool_env  # noqa: E402
-
-from imgbuild.matrix import load_matrix  # noqa: E402
-from imgbuild.project import Project, cache_dir  # noqa: E402
+from imgbuild.project import Project, cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-IMAGE = "imgbuild-e2e"
-TARGET = "cpu"
-REFERENCE = f"{IMAGE}:{TARGET}"
-GUARDED = f"{IMAGE}-guarded:{TARGET}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,32 +58,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def changed(copy: Project, tmp_path: Path) -> Project:
     """A copy of that copy, for one test to change."""
     return copy_project(copy, tmp_path / "changed")
-
-
-def imgbuild(
-    project: Project, *words: str | Path, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """`imgbuild --project … WORDS` as a process of its own."""
-    return subprocess.run(
-        tool_argv("--project", project.root, *words),
-        env=tool_env(env),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1500,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Built:
-    image: LayeredImage
-    identity: str
-    """What the tag points to."""
-
-
-def look(client: Any, project: Project, reference: str = REFERENCE) -> Built:
-    image = layered_image(client, reference, project, load_matrix(project.images))
-    return Built(image=image, identity=client.images.get(reference).id)
 
 
 @pytest.fixture(scope="session")
@@ -139,12 +98,12 @@ def guarded(
     cache: Path,
     forget_new_cache: None,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Guarded:
+) -> guarding.Guarded:
     """The same image once more: without cache, with secrets for settings, attested; its tag is GUARDED."""
     folder = tmp_path_factory.mktemp("guarded")
     project = copy_project(copy, folder / "project")
     replace_in(project.images / "comfyui.yaml", f"\nimage: {IMAGE} #", f"\nimage: {IMAGE}-guarded #")
-    made = guarded_build(project, TARGET, folder, cache=cache, index_at=bridge_address(client))
+    made = guarding.build(project, TARGET, folder, cache=cache, index_at=bridge_address(client))
     assert not made.report.failed, made.report.failed[0].lines
     return made
 
@@ -159,16 +118,6 @@ def bridge_address(client: Any) -> str | None:
         with socket.create_server((address, 0)) as server:
             ask = f"import socket; socket.create_connection(({address!r}, {server.getsockname()[1]}), 5)"
             client.containers.run(REFERENCE, ["-c", ask], entrypoint="/usr/bin/python3", remove=True)
-    except Exception:  # a remote engine, a firewall: the index's password is then left out
+    except Exception:  # noqa: BLE001  (a remote engine, a firewall: then without)
         return None
     return str(address)
-
-
-def wait_for(what: Any, seconds: float) -> bool:
-    """Whether `what()` becomes true in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if what():
-            return True
-        time.sleep(0.2)
-    return False

@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815  (http.server asks for that name)
 
     def log_message(self, *_args: Any) -> None:
         pass
@@ -92,7 +92,9 @@ class Machine:
         proxy = f"http://builder:{self.secret('proxy password')}@127.0.0.1:9"
         for name in ("HTTP_PROXY", "HTTPS_PROXY"):
             env[name] = env[name.lower()] = proxy
-        bundle = next((p for name in _CA if (p := os.environ.get(name))), "/etc/ssl/certs/ca-certificates.crt")
+        bundle = next(
+            (p for name in _CA if (p := os.environ.get(name))), "/etc/ssl/certs/ca-certificates.crt"
+        )
         if Path(bundle).is_file():
             copy = self.folder / self.secret("certificate bundle's path")
             copy.write_text(f"# {self.secret('certificate bundle')}\n{Path(bundle).read_text()}")

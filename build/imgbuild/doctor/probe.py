@@ -95,10 +95,9 @@ def this_machine(env: Mapping[str, str]) -> Probe:
 def _attempt(argv: tuple[str, ...], env: Mapping[str, str], timeout: float) -> Result:
     try:
         return proc.run(argv, env=env, check=False, timeout=timeout)
-    except EngineError as e:  # not installed
-        return Result(returncode=NOT_FOUND, stdout="", stderr=e.message)
-    except OSError as e:  # not for this processor, or not executable
-        return Result(returncode=NOT_STARTED, stdout="", stderr=e.strerror or str(e))
+    except EngineError as e:  # not installed; or, with a cause, not for this processor
+        code = NOT_FOUND if e.__cause__ is None else NOT_STARTED
+        return Result(returncode=code, stdout="", stderr=e.message)
 
 
 def _execute(program: bytes, *, env: Mapping[str, str], timeout: float) -> Result:
