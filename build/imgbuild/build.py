@@ -178,7 +178,7 @@ class Builder:
         source, tree = self.source(options)
         plans = self.plans(targets, source)
         self._check_platforms(plans)
-        self._check_disk(estimate.disk(plans), options)
+        self._check_disk(estimate.disk(plans, host_platform=f"linux/{bases.host_arch()}"), options)
         with contextlib.ExitStack() as stack:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgbuild-")))
             renderer = render.Renderer(self.project.templates)
@@ -200,7 +200,8 @@ class Builder:
         free = shutil.disk_usage(root).free if root else None
         self.say(need.sentence(free))
         known = all(self.engine.find(tag) for tag in need.tags)  # then most of it is there already
-        if free is not None and free < need.bytes and not options.force and not known:
+        hard = not (options.force or options.dry_run or known)
+        if free is not None and free < need.bytes and hard:
             raise DiskError(
                 f"{estimate.gigabytes(free)} are free on {root}, and this build may take {estimate.gigabytes(need.bytes)}",
                 hint="imgbuild df shows what takes it, imgbuild prune frees it; --force builds all the same",
