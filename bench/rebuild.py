@@ -27,7 +27,7 @@ import machine
 import output
 import yaml
 from imagelayers import Measured, layered_image, measure
-from scratch import call_tool, copy_project
+from scratch import call_tool, copy_project, no_new_cache
 
 from imgbuild.errors import ConfigError
 from imgbuild.locking import read_plain_lock, source_lock_name
@@ -235,10 +235,11 @@ def main() -> None:
         before, first, _ = bench.build()
         bench.say(f"{first:.0f} s; measuring its {len(before.layers)} layers …")
         bench.sizes = measure(client, before, {})
-        rows = [
-            bench.row(change, before)
-            for change in changes(copy, target, tree, debian=args.debian, cold=args.cold)
-        ]
+        with no_new_cache(client, f"[{target} "):
+            rows = [
+                bench.row(change, before)
+                for change in changes(copy, target, tree, debian=args.debian, cold=args.cold)
+            ]
     whole = {
         "push_bytes": sum(bench.sizes[layer.digest].zstd for layer in before.layers),
         "unpacked_bytes": sum(bench.sizes[layer.digest].unpacked for layer in before.layers),
@@ -269,7 +270,7 @@ def fallback_tree(project: Project) -> Path:
 
 @contextlib.contextmanager
 def _tidy(client: Any) -> Iterator[None]:
-    """Takes away the tags and the bases that the run made; the build cache stays."""
+    """Takes away the tags and the bases that the run made."""
     folder = cache_dir(os.environ) / "bases"
     had = set(folder.glob("*"))
     try:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import imgbuild
 from imgbuild.errors import BuildError
 from imgbuild.project import Project
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 _PARTS = ("images", "templates", "entrypoint", "nodes", "LICENSE", "NOTICE")
 
@@ -61,3 +62,25 @@ def call_tool(words: Sequence[str | Path], *, env: Mapping[str, str] | None = No
         last = "\n".join(done.stderr.strip().splitlines()[-20:])
         raise BuildError(f"imgbuild {' '.join(map(str, words))} ended with {done.returncode}:\n{last}")
     return done.stdout
+
+
+_OUR_STEPS = ("/tmp/stages/", "/uv/bin/pip", "[runtime ", "[comfyui ", "[nodes ", "[comfyrun ", "[profile ")
+
+
+@contextlib.contextmanager
+def no_new_cache(client: Any, *also: str) -> Iterator[None]:
+    """Take away what the builds inside add to BuildKit's cache: a build without cache doubles gigabytes.
+
+    Only steps of our Dockerfiles, and those whose description holds a text of
+    `also`. A build of somebody else's at the same time at most runs a step again.
+    """
+    had = {record["ID"] for record in client.df()["BuildCache"] or ()}
+    signs = (*_OUR_STEPS, *also)
+    try:
+        yield
+    finally:
+        for _ in range(2):  # a parent can only go when its children are gone
+            for record in client.df()["BuildCache"] or ():
+                ours = any(sign in record["Description"] for sign in signs)
+                if ours and record["ID"] not in had and not record["InUse"]:
+                    client.api.prune_builds(filters={"id": record["ID"]}, all=True)

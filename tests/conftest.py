@@ -20,6 +20,7 @@ def project(tmp_path: Path) -> Project:
     """A copy of this project's data that a test may change."""
     for name in ("images", "templates"):
         shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "nodes", tmp_path / "nodes")
     for name in ("LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, tmp_path / name)
     return Project(root=tmp_path, writable=True)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -79,9 +80,10 @@ def find_base(cache: Path, base: BasePlan, setup: str) -> LocalBase | None:
     folder = cache / "bases" / f"{base.name}-{base_key(base, setup)}"
     try:
         state: Any = json.loads((folder / "state.json").read_text())
-        return LocalBase(folder=folder, digest=str(state["digest"]), platforms=dict(state["platforms"]))
+        platforms = {arch: dict(known) for arch, known in state["platforms"].items() if "packages" in known}
+        return LocalBase(folder=folder, digest=str(state["digest"]), platforms=platforms)
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return None  # not there, or not whole: it is made anew
 
 
 def bootstrap(
@@ -137,10 +139,15 @@ def _bootstrap_one(
         argv += [f"--include={','.join(base.packages)}"]
         argv += [f"--dpkgopt=path-exclude={path}" for path in base.exclude]
         argv += [
-            f'--customize-hook=cat "$1"/var/lib/apt/lists/*_InRelease | sha256sum | cut -d" " -f1 > {release}'
+            f'--customize-hook=cat "$1"/var/lib/apt/lists/*_InRelease | sha256sum | cut -d" " -f1 > {shlex.quote(str(release))}'
         ]
-        argv += [f'--customize-hook=chroot "$1" sh -s finish < {script}']
-        argv += [base.suite, part, *machine_mirrors(base.suite)]
+        argv += [f'--customize-hook=chroot "$1" sh -s finish < {shlex.quote(str(script))}']
+        argv += [base.suite, part]
+        if mirrors := machine_mirrors(base.suite):  # in a file: an address may hold a password
+            sources = Path(work) / "sources.list"
+            sources.touch(mode=0o600)
+            sources.write_text("".join(f"{line}\n" for line in mirrors))
+            argv.append(sources)
         log = folder / f"{arch}.log"
         with log.open("wb") as out:
             status = proc.stream(argv, log=out, env={**env, "SOURCE_DATE_EPOCH": str(epoch)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import re
 import shutil
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from imgbuild import bases, estimate, render, sources
-from imgbuild.errors import BuildError, DiskError, EngineError, ImgbuildError, NetworkError
+from imgbuild import bases, estimate, proc, render, sources
+from imgbuild.errors import BuildError, ConfigError, DiskError, EngineError, NetworkError
 from imgbuild.plan import Plan, Source, make_plan
 from imgbuild.resolve import file_hash
 
@@ -27,19 +28,9 @@ if TYPE_CHECKING:
 
 State = Literal["built", "cached", "failed", "stopped", "not started"]
 """`stopped`: was under way when another target failed; the engine keeps its finished stages."""
-_LEFT_OUT = {
-    ".git",
-    ".venv",
-    "venv",
-    "input",
-    "output",
-    "temp",
-    "user",
-    "custom_nodes",
-    "tests",
-    "tests-unit",
-    ".github",
-}
+# Of a tree that git does not describe: what people keep beside the code, and what is theirs alone.
+_NOT_CODE = {"custom_nodes", "input", "models", "output", "temp", "user"}
+_PRIVATE = ("extra_model_paths.yaml", ".env*", "*.log", "*.pyc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +107,7 @@ class Builder:
         if tree is not None:
             return sources.local_source(self.project, self.matrix, tree), tree
         git = self.matrix.comfyui.git
-        if sources.upstream_reachable(git):
+        if sources.upstream_reachable(git, self.settings.environment(self.env)):
             return sources.upstream_source(self.project, self.matrix), None
         wanted, fallback = self.matrix.comfyui.version, self.matrix.comfyui.fallback
         if not options.fallback:
@@ -151,10 +142,18 @@ class Builder:
             overrides = self.engine.abilities.overrides
             if overrides and options.base != "bootstrap" and bases.registry_has(base, self.env):
                 continue
-            if options.base == "registry":
+            if options.base == "registry" or (options.base == "auto" and not options.fallback):
                 raise NetworkError(
                     f"no registry that has {base.image} can be reached",
-                    hint="--base auto bootstraps it from a mirror",
+                    hint="--base bootstrap makes the same suite from a package mirror",
+                )
+            if options.base == "auto":
+                self.notice(
+                    f"NOT the registry's {base.image}: no registry that has it can be reached.",
+                    [
+                        f"Debian {base.suite} is bootstrapped from a package mirror instead; the label",
+                        "imgbuild.base.source=bootstrap says so. To make this an error: --no-fallback.",
+                    ],
                 )
             local = bases.bootstrap(
                 base,
@@ -173,6 +172,12 @@ class Builder:
     def build(self, targets: Sequence[Target], options: Options) -> Report:
         """Build images; every finished part is kept, whatever happens to the others."""
         begun = time.monotonic()
+        if options.output and len(targets) > 1:
+            raise ConfigError(
+                "--output names one place, and there are several targets", hint="one call a target"
+            )
+        if kernels := sorted({k for t in targets for k in t.kernels}):
+            raise ConfigError(f"kernels are not compiled yet: {', '.join(kernels)}", hint="kernels: []")
         if warning := self.engine.check():
             self.say(warning)
         source, tree = self.source(options)
@@ -188,7 +193,7 @@ class Builder:
                 setups[plan.base.name] = files["base-setup.sh"]
                 render.write(files, work / plan.name)
             if options.dry_run:
-                return self._dry_run(plans)
+                return self._dry_run(plans, options)
             base_contexts = self.base_contexts(plans, setups, options)
             bake = self._bake_file(plans, work, tree=tree, base_contexts=base_contexts, options=options)
             path = work / "docker-bake.json"
@@ -215,8 +220,9 @@ class Builder:
                 hint="--engine docker builds for every platform",
             )
 
-    def _dry_run(self, plans: Sequence[Plan]) -> Report:
-        outcomes = tuple(Outcome(target=p.name, state="not started", tags=p.tags) for p in plans)
+    @staticmethod
+    def _dry_run(plans: Sequence[Plan], options: Options) -> Report:
+        outcomes = tuple(Outcome(target=p.name, state="not started", tags=options.tags(p)) for p in plans)
         return Report(outcomes=outcomes, log=None, seconds=0, metadata={})
 
     def _bake_file(
@@ -249,6 +255,7 @@ class Builder:
             if any(folder.iterdir()) or not self.engine.abilities.overrides:
                 entry["contexts"]["wheels"] = str(folder)
             entry["tags"] = list(options.tags(plan))
+            entry["labels"] = _base_labels(plan, bootstrapped=plan.base.name in base_contexts)
             if options.local:
                 # Provenance holds times: with it, an image of which nothing changed would get a new digest.
                 entry["attest"] = ["type=provenance,disabled=true"]
@@ -283,6 +290,7 @@ class Builder:
         logs.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%d-%H%M%S")
         log = logs / f"{stamp}-{'+'.join(p.name for p in plans)[:80]}.log"
+        log.touch(mode=0o600)
         outcomes: list[Outcome] = []
         metadata: dict[str, Any] = {}
         calls = [(p,) for p in plans] if options.keep_going else [tuple(plans)]
@@ -328,60 +336,58 @@ class Builder:
                 f"the disk is full; the log is {log}",
                 hint="imgbuild df shows what takes it; imgbuild prune frees it",
             )
-        stage, lines = failure(text) if status else (None, ())
+        ended = _Ended(
+            status=status, text=text, seconds=seconds, culprit=_culprit(plans, text) if status else None
+        )
         for plan in plans:
-            yield self._outcome(
-                plan,
-                status,
-                before[plan.name],
-                text,
-                seconds,
-                stage,
-                lines,
-                options,
-                alone=len(plans) == 1,
-                metadata=metadata,
-            )
+            yield self._outcome(plan, before[plan.name], ended, options, metadata)
 
     def _outcome(
-        self,
-        plan: Plan,
-        status: int,
-        before: str | None,
-        text: str,
-        seconds: float,
-        stage: str | None,
-        lines: tuple[str, ...],
-        options: Options,
-        *,
-        alone: bool,
-        metadata: Mapping[str, Any],
+        self, plan: Plan, before: str | None, ended: _Ended, options: Options, metadata: Mapping[str, Any]
     ) -> Outcome:
         image = self.engine.find(plan.tags[0]) if options.local else None
-        pushed = metadata.get(plan.name, {}).get("containerimage.digest")
+        stage, lines = failure(ended.text) if plan.name == ended.culprit else (None, ())
         state: State
-        if status == 0:
+        if ended.status == 0:
             state = "cached" if image is not None and image.digest == before else "built"
+        elif plan.name == ended.culprit:
+            state = "failed"
         elif image is not None and image.digest != before:
             state = "built"  # finished before another target failed
-        elif alone or stage is None or stage.startswith(f"{plan.name} "):
-            state = "failed"
         else:
-            state = "stopped" if f"[{plan.name} " in text else "not started"
+            state = "stopped" if f"[{plan.name} " in ended.text else "not started"
         return Outcome(
             target=plan.name,
             state=state,
             tags=options.tags(plan),
-            digest=image.digest if image else pushed,
+            digest=image.digest if image else metadata.get(plan.name, {}).get("containerimage.digest"),
             size=image.size if image else None,
-            seconds=seconds,
-            stage=stage if state == "failed" else None,
-            lines=lines if state == "failed" else (),
+            seconds=ended.seconds,
+            stage=stage,
+            lines=lines,
         )
 
     def _digest(self, plan: Plan) -> str | None:
         image = self.engine.find(plan.tags[0])
         return image.digest if image else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """How one call of the engine ended."""
+
+    status: int
+    text: str
+    seconds: float
+    culprit: str | None
+    """The target that made it fail."""
+
+
+def _culprit(plans: Sequence[Plan], text: str) -> str:
+    """The target whose stage failed; BuildKit shows a shared stage under one of them."""
+    stage, _ = failure(text)
+    names = [p.name for p in plans]
+    return next((n for n in names if stage and stage.startswith(f"{n} ")), names[0])
 
 
 def raise_for(report: Report, command: str) -> None:
@@ -411,6 +417,13 @@ def failure(text: str) -> tuple[str | None, tuple[str, ...]]:
     return None, tuple(error or clean.strip().splitlines()[-15:])
 
 
+def _base_labels(plan: Plan, *, bootstrapped: bool) -> dict[str, str]:
+    if not bootstrapped:
+        return {"imgbuild.base.source": "registry"}
+    name = f"{plan.base.image}, bootstrapped from suite {plan.base.suite}"
+    return {"imgbuild.base.source": "bootstrap", "org.opencontainers.image.base.name": name}
+
+
 def _output(options: Options) -> str:
     if options.output:
         return options.output
@@ -421,22 +434,43 @@ def _output(options: Options) -> str:
 
 
 def _stage(tree: Path, to: Path) -> None:
-    """Copy a ComfyUI tree without what is not its code: a checkout may hold gigabytes of models."""
+    """Copy a ComfyUI tree without what is not its code: models, virtual environments, paths and passwords."""
+    listed = (
+        proc.run(
+            ["git", "-C", tree, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "."],
+            check=False,
+        )
+        if (tree / ".git").exists() and proc.which("git")
+        else None
+    )
+    if listed is not None and listed.returncode == 0:
+        names = [Path(n) for n in listed.stdout.split("\0") if n]
+    else:
+        names = [p.relative_to(tree) for p in _walk(tree)]
+    for name in names:
+        source = tree / name
+        if any(fnmatch.fnmatch(name.name, pattern) for pattern in _PRIVATE) or not source.is_file():
+            continue
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copy2(source, to / name)
+        except OSError as e:
+            raise ConfigError(f"{source} cannot be copied: {e.strerror}") from None
 
-    def ignore(folder: str, names: list[str]) -> set[str]:
-        skipped = {n for n in names if n == "__pycache__" or n.endswith(".pyc")}
-        if Path(folder) == tree:
-            skipped |= _LEFT_OUT & set(names)
-        if Path(folder) == tree / "models":
-            skipped |= {n for n in names if n != "configs"}
-        return skipped
 
-    try:
-        shutil.copytree(tree, to, ignore=ignore, symlinks=True)
-    except shutil.Error as e:
-        raise ImgbuildError(
-            f"{tree} cannot be copied: {e.args[0][0][2] if e.args and e.args[0] else e}"
-        ) from None
+def _walk(tree: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(tree):
+        here = Path(folder)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name != "__pycache__"
+            and not (here == tree and name in _NOT_CODE)
+            and not (here / name / "pyvenv.cfg").exists()
+        )
+        for name in sorted(names):
+            yield here / name
 
 
 def _link(source: Path, to: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 KINDS = ("images", "build-cache", "bases", "sources", "wheelhouse", "logs")
 WHAT = {
-    "images": "images with our label, in the engine; layers that several share are counted once",
+    "images": "images we built, in the engine; a layer that two share counts for each",
     "build-cache": "BuildKit's cache: finished stages; without it the next build is a cold one",
     "bases": "bootstrapped Debian, as OCI layouts",
     "sources": "ComfyUI out of the package index",
@@ -32,12 +32,12 @@ class Usage:
     where: str
 
 
-def usage(docker: Docker | None, cache: Path) -> tuple[Usage, ...]:
+def usage(docker: Docker | None, cache: Path, repository: str) -> tuple[Usage, ...]:
     """Everything, by kind; without an engine only what lies under the cache folder."""
     found = []
     if docker is not None:
         system = docker.client.df()
-        ours = [i for i in system.get("Images") or () if "imgbuild.target" in (i.get("Labels") or {})]
+        ours = [i for i in system.get("Images") or () if _own_tags(i.get("RepoTags") or (), repository)]
         found.append(
             Usage(kind="images", count=len(ours), bytes=sum(i["Size"] for i in ours), where="engine")
         )
@@ -72,14 +72,16 @@ class Removed:
     bytes: int
 
 
-def prune(docker: Docker | None, cache: Path, kinds: Sequence[str], *, dry_run: bool) -> tuple[Removed, ...]:
+def prune(
+    docker: Docker | None, cache: Path, repository: str, kinds: Sequence[str], *, dry_run: bool
+) -> tuple[Removed, ...]:
     """Remove all of the given kinds; an image that a container uses stays."""
     removed: list[Removed] = []
     if docker is not None and "images" in kinds:
-        removed += _prune_images(docker, dry_run=dry_run)
+        removed += _prune_images(docker, repository, dry_run=dry_run)
     if docker is not None and "build-cache" in kinds:
         if dry_run:
-            size = next(u.bytes for u in usage(docker, cache) if u.kind == "build-cache")
+            size = next(u.bytes for u in usage(docker, cache, repository) if u.kind == "build-cache")
         else:
             size = int(docker.client.api.prune_builds(all=True).get("SpaceReclaimed") or 0)
         removed.append(Removed(what="build cache", bytes=size))
@@ -92,19 +94,21 @@ def prune(docker: Docker | None, cache: Path, kinds: Sequence[str], *, dry_run: 
     return tuple(removed)
 
 
-def _prune_images(docker: Docker, *, dry_run: bool) -> list[Removed]:
+def _own_tags(tags: Sequence[str], repository: str) -> list[str]:
+    """The tags that this tool gave; an image that somebody built from ours inherits our labels and is theirs."""
+    return [t for t in tags if f"/{t.rpartition(':')[0]}".endswith(f"/{repository}")]
+
+
+def _prune_images(docker: Docker, repository: str, *, dry_run: bool) -> list[Removed]:
     client = docker.client
     used = {c.attrs["Image"] for c in client.containers.list(all=True)}
     removed = []
     for image in client.images.list(filters={"label": "imgbuild.target"}):
         if image.id in used:
             continue
-        for tag in image.tags or [image.id]:
-            removed.append(
-                Removed(
-                    what=tag, bytes=int(image.attrs.get("Size", 0)) if tag == (image.tags or [tag])[0] else 0
-                )
-            )
+        for number, tag in enumerate(_own_tags(image.tags, repository)):
+            size = int(image.attrs.get("Size", 0)) if number == 0 else 0  # once an image, not once a tag
+            removed.append(Removed(what=tag, bytes=size))
             if not dry_run:
                 client.images.remove(tag)
     return removed

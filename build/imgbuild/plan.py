@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from imgbuild import __version__
-from imgbuild.errors import DriftError
+from imgbuild.errors import ConfigError, DriftError
 from imgbuild.lock import Wheel, manylinux, read_lock, split
 from imgbuild.locking import TOOL_LOCK, Pins, read_pins, read_plain_lock
 
@@ -95,7 +95,8 @@ class Plan:
         """Most specific first: `comfyui:0.33.0-cu130-h100`, `comfyui:h100`."""
         cuda = f"cu{self.cuda.replace('.', '')}" if self.cuda else "cpu"
         middle = "" if cuda == self.name else f"{cuda}-"
-        return (f"{self.image}:{self.source.version}-{middle}{self.name}", f"{self.image}:{self.name}")
+        version = self.source.version.replace("+", "-")  # no plus in a tag
+        return (f"{self.image}:{version}-{middle}{self.name}", f"{self.image}:{self.name}")
 
     @property
     def wheels_size(self) -> int:
@@ -118,7 +119,7 @@ class Plan:
             "imgbuild.comfyui": self.source.version,
             "imgbuild.comfyui.source": self.source.kind,
             "imgbuild.comfyui.identity": self.source.identity,
-            "imgbuild.kernels": ",".join(self.kernels) or "none",
+            "imgbuild.kernels": "none",  # no stage compiles any yet, and a label must not promise one
             "imgbuild.plan": self.key,
         }
         return dict(sorted(own.items()))
@@ -169,6 +170,11 @@ def make_plan(project: Project, matrix: Matrix, target: Target, *, source: Sourc
     if digest is None:
         raise DriftError(f"no digest is pinned for the base {target.base}", hint="imgbuild lock")
     groups = split(lock.wheels, matrix.common.layers)
+    edits = matrix.torch_of(target).edits
+    if strange := sorted({e.package for e in edits} - {w.name for w in lock.wheels}):
+        raise ConfigError(f"edits of torch {target.torch}: {target.name} has no package {', '.join(strange)}")
+    if missing := [n for n in matrix.common.nodes if not (project.nodes / n / "__init__.py").is_file()]:
+        raise ConfigError(f"images/comfyui.yaml: nodes: there is no {project.nodes / missing[0]}/__init__.py")
     gpu = target.gpu
     return Plan(
         name=target.name,
@@ -185,7 +191,7 @@ def make_plan(project: Project, matrix: Matrix, target: Target, *, source: Sourc
         memory=gpu.memory if gpu else None,
         manylinux=manylinux(target, matrix),
         layers=tuple(LayerPlan(name=name, wheels=wheels) for name, wheels in groups.items() if wheels),
-        edits=tuple(e.model_dump(mode="json", exclude_none=True) for e in matrix.torch_of(target).edits),
+        edits=tuple(e.model_dump(mode="json", exclude_none=True) for e in edits),
         tool=read_plain_lock(project, TOOL_LOCK).wheels,
         nodes=matrix.common.nodes,
         kernels=target.kernels,

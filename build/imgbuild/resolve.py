@@ -47,26 +47,9 @@ def resolve_target(
     *,
     settings: Settings,
     env: Mapping[str, str],
-    old: Lock | None = None,
-    upgrade: Sequence[str] | None = None,
+    keep: Sequence[Wheel] = (),
 ) -> Lock:
-    """Resolve a target's wheels for its platform and Python.
-
-    Versions of `old` are kept where they still fit; `upgrade` names packages
-    to take anew, and an empty sequence means all of them.
-    """
-    keep: Iterable[Wheel] = ()
-    if old is not None and upgrade is None:
-        keep = old.wheels
-    elif old is not None and upgrade:
-        names = {canonicalize_name(n) for n in upgrade}
-        unknown = names - {w.name for w in old.wheels}
-        if unknown:
-            raise ConfigError(
-                f"--upgrade: {target.name} has no package {', '.join(sorted(unknown))}",
-                hint=f"its packages stand in images/locks/{target.name}-*.txt",
-            )
-        keep = tuple(w for w in old.wheels if w.name not in names)
+    """Resolve a target's wheels for its platform and Python; versions of `keep` stay where they still fit."""
     wheels = resolve(
         [*requirements, f"torch=={target.torch}"],
         python=matrix.base_of(target).python,
@@ -113,7 +96,7 @@ def resolve(
     tags = {tag: rank for rank, tag in enumerate(_tags(python, platform))}
     files = [_choose(package, tags) for package in packages]
     with ThreadPoolExecutor(8) as pool:
-        sizes = pool.map(lambda f: _size(f["url"], settings), files)
+        sizes = pool.map(lambda f: _size(f, settings), files)
         return tuple(
             sorted(
                 Wheel(
@@ -183,25 +166,30 @@ def _filename(file: Any) -> str:
     return str(name)
 
 
-def _size(url: str, settings: Settings) -> int:
+def _size(file: Any, settings: Settings) -> int:
+    """Bytes of a file: as the index says, else as its server says."""
     import requests  # noqa: PLC0415
 
+    if isinstance(file.get("size"), int):
+        return int(file["size"])
+    url = file["url"]
     parts = urlsplit(url)
     if parts.scheme == "file":
         return Path(unquote(parts.path)).stat().st_size
+    verify = str(settings.ca_bundle) if settings.ca_bundle else True
+    name = unquote(parts.path).rpartition("/")[2]
     try:
-        answer = requests.head(
-            url,
-            allow_redirects=True,
-            timeout=60,
-            verify=str(settings.ca_bundle) if settings.ca_bundle else True,
-        )
-        answer.raise_for_status()
-        return int(answer.headers["Content-Length"])
-    except (requests.RequestException, KeyError, ValueError) as e:
+        # uv leaves a password out of what it writes.
+        auth = settings.credentials(parts.hostname or "")
+        answer = requests.head(url, allow_redirects=True, timeout=60, verify=verify, auth=auth)
+    except requests.RequestException as e:
         raise NetworkError(
-            f"the package index does not say how large {unquote(parts.path).rpartition('/')[2]} is: {e}"
+            f"the package index does not say how large {name} is: {type(e).__name__}"
         ) from None
+    length = answer.headers.get("Content-Length", "")
+    if not answer.ok or not length.isdigit():
+        raise NetworkError(f"the package index does not say how large {name} is: status {answer.status_code}")
+    return int(length)
 
 
 def file_hash(path: Path) -> str:

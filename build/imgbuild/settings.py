@@ -6,10 +6,12 @@ a label, a history entry or an attestation.
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from imgbuild.errors import ConfigError
 
@@ -41,7 +43,10 @@ class Settings:
 
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """`env` with these settings in the spelling of uv and of pip."""
-        return {**env, **self._variables(str(self.ca_bundle) if self.ca_bundle else None, self.find_links)}
+        own = self._variables(str(self.ca_bundle) if self.ca_bundle else None, self.find_links)
+        if self.ca_bundle:
+            own["GIT_SSL_CAINFO"] = str(self.ca_bundle)
+        return {**env, **own, "GIT_TERMINAL_PROMPT": "0"}
 
     def secret(self) -> str:
         """What a build step sources: `export NAME='value'` lines. Empty when there is nothing to say."""
@@ -58,13 +63,25 @@ class Settings:
         if self.index:
             found["PIP_INDEX_URL"] = found["UV_DEFAULT_INDEX"] = self.index
         if self.extra_indexes:
-            found["PIP_EXTRA_INDEX_URL"] = found["UV_INDEX"] = " ".join(self.extra_indexes)
+            found["UV_INDEX"] = " ".join(self.extra_indexes)
+            # uv lets an index have a name; pip would take it for a part of the address, and print it.
+            found["PIP_EXTRA_INDEX_URL"] = " ".join(
+                re.sub(r"^[\w.-]+=(?=\w+://)", "", x) for x in self.extra_indexes
+            )
             # As pip does: the best version of all indexes. Hashes decide what may be installed.
             found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
         if find_links:
             found["PIP_FIND_LINKS"] = " ".join(find_links)
             found["UV_FIND_LINKS"] = ",".join(find_links)
         return found
+
+    def credentials(self, host: str) -> tuple[str, str] | None:
+        """User and password of the configured index on a host."""
+        for address in filter(None, (self.index, *self.extra_indexes)):
+            parts = urlsplit(re.sub(r"^[\w.-]+=(?=\w+://)", "", address))
+            if parts.hostname == host and parts.username is not None:
+                return unquote(parts.username), unquote(parts.password or "")
+        return None
 
     def words(self) -> tuple[str, ...]:
         """Every text that must not be found in an image: hosts with credentials, proxies, paths."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,9 +60,11 @@ def local_source(project: Project, matrix: Matrix, tree: Path) -> Source:
     return Source(version=version, kind="local", git=matrix.comfyui.git, commit=None, identity="local")
 
 
-def upstream_reachable(git: str) -> bool:
+def upstream_reachable(git: str, env: Mapping[str, str]) -> bool:
+    if proc.which("git", env=env) is None:
+        return False
     argv = ["git", "-c", "credential.helper=", "ls-remote", "--exit-code", git, "HEAD"]
-    return proc.run(argv, check=False, timeout=_GIT_TIMEOUT).returncode == 0
+    return proc.run(argv, env=env, check=False, timeout=_GIT_TIMEOUT).returncode == 0
 
 
 def upstream_source(project: Project, matrix: Matrix) -> Source:
@@ -108,5 +110,6 @@ def fallback_tree(
         for name in fallback.remove:
             (found / name).unlink(missing_ok=True)
         tree_version(found)
-        shutil.move(found, tree)
+        with contextlib.suppress(OSError):  # another build was faster: the same files
+            found.rename(tree)
     return tree

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import guarded as guarding
 import pytest
-from kit import IMAGE, REFERENCE, ROOT, TARGET, Built, imgbuild, look
-from scratch import copy_project, replace_in
+from kit import IMAGE, REFERENCE, ROOT, TARGET, Built, imgbuild, look, run_python
+from scratch import copy_project, no_new_cache, replace_in
 
 from imgbuild.project import Project, cache_dir
 
@@ -77,35 +77,21 @@ def cache() -> Path:
 
 
 @pytest.fixture(scope="session")
-def forget_new_cache(client: Any, cpu: Built) -> Iterator[None]:
-    """Take away what a build without cache of the cpu target adds to BuildKit's cache: gigabytes of doubles."""
-    own = f"--platform {cpu.image.plan.manylinux} "
-    had = {record["ID"] for record in client.df()["BuildCache"] or ()}
-    yield
-    for _ in range(2):  # a parent can only go when its children are gone
-        for record in client.df()["BuildCache"] or ():
-            text = record["Description"]
-            ours = own in text or f"[{TARGET} " in text or text.startswith("[runtime ")
-            if record["ID"] not in had and ours and not record["InUse"]:
-                client.api.prune_builds(filters={"id": record["ID"]}, all=True)
-
-
-@pytest.fixture(scope="session")
 def guarded(
     client: Any,
     cpu: Built,
     copy: Project,
     cache: Path,
-    forget_new_cache: None,
     tmp_path_factory: pytest.TempPathFactory,
-) -> guarding.Guarded:
+) -> Iterator[guarding.Guarded]:
     """The same image once more: without cache, with secrets for settings, attested; its tag is GUARDED."""
     folder = tmp_path_factory.mktemp("guarded")
     project = copy_project(copy, folder / "project")
     replace_in(project.images / "comfyui.yaml", f"\nimage: {IMAGE} #", f"\nimage: {IMAGE}-guarded #")
-    made = guarding.build(project, TARGET, folder, cache=cache, index_at=bridge_address(client))
-    assert not made.report.failed, made.report.failed[0].lines
-    return made
+    with no_new_cache(client, f"[{TARGET} "):
+        made = guarding.build(project, TARGET, folder, cache=cache, index_at=bridge_address(client))
+        assert not made.report.failed, made.report.failed[0].lines
+        yield made
 
 
 def bridge_address(client: Any) -> str | None:
@@ -117,7 +103,7 @@ def bridge_address(client: Any) -> str | None:
     try:
         with socket.create_server((address, 0)) as server:
             ask = f"import socket; socket.create_connection(({address!r}, {server.getsockname()[1]}), 5)"
-            client.containers.run(REFERENCE, ["-c", ask], entrypoint="/usr/bin/python3", remove=True)
+            run_python(client, REFERENCE, ask)
     except Exception:  # noqa: BLE001  (a remote engine, a firewall: then without)
         return None
     return str(address)

@@ -89,9 +89,8 @@ class Machine:
     def environment(self, index: EmptyIndex | None) -> dict[str, str]:
         # NO_PROXY makes the build work although nobody listens at the proxy's address.
         env = {**os.environ, "NO_PROXY": "*", "no_proxy": "*"}
-        proxy = f"http://builder:{self.secret('proxy password')}@127.0.0.1:9"
-        for name in ("HTTP_PROXY", "HTTPS_PROXY"):
-            env[name] = env[name.lower()] = proxy
+        # No HTTP_PROXY: to uv, `*` means every name and no address, and the index below has only an address.
+        env["HTTPS_PROXY"] = f"http://builder:{self.secret('proxy password')}@127.0.0.1:9"
         bundle = next(
             (p for name in _CA if (p := os.environ.get(name))), "/etc/ssl/certs/ca-certificates.crt"
         )

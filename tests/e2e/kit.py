@@ -52,6 +52,19 @@ def imgbuild(
     )
 
 
+def run_python(client: Any, reference: str, code: str) -> str:
+    """What Python code prints in a container; its anonymous volumes go with it, which `run(remove=True)` forgets."""
+    container = client.containers.create(reference, ["-c", code], entrypoint="python")
+    try:
+        container.start()
+        status = container.wait(timeout=120)["StatusCode"]
+        text: str = container.logs().decode()
+    finally:
+        container.remove(force=True, v=True)
+    assert status == 0, text
+    return text.strip()
+
+
 def wait_for(what: Any, seconds: float) -> bool:
     """Whether `what()` becomes true in time."""
     end = time.monotonic() + seconds

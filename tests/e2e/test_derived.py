@@ -6,7 +6,8 @@ import os
 import subprocess
 
 import pytest
-from kit import IMAGE, REFERENCE
+from kit import IMAGE, REFERENCE, run_python
+from scratch import no_new_cache
 
 from imgbuild.settings import read_settings
 
@@ -54,19 +55,19 @@ def derive(client, cpu, tmp_path):
         argv += ["--output", f"type=docker,name={DERIVED},compression=uncompressed", str(context)]
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=600)
 
-    return build
-
-
-def in_image(client, code: str) -> str:
-    return client.containers.run(DERIVED, ["-c", code], entrypoint="python", remove=True).decode().strip()
+    with no_new_cache(client, "python -m ensurepip"):
+        yield build
 
 
 def test_a_package_on_top_leaves_ours_alone(client, cpu, derive):
     done = derive(PACKAGE)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert in_image(client, f"import {PACKAGE}; print({PACKAGE}.__file__)").startswith("/opt/venv/")
-    installed = in_image(
+    assert run_python(client, DERIVED, f"import {PACKAGE}; print({PACKAGE}.__file__)").startswith(
+        "/opt/venv/"
+    )
+    installed = run_python(
         client,
+        DERIVED,
         "import importlib.metadata as m, re\n"
         "for d in m.distributions(): print(re.sub('[-_.]+', '-', d.name).lower() + '==' + d.version)",
     ).splitlines()

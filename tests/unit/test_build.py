@@ -64,9 +64,8 @@ class Recorded:
 
 @pytest.fixture
 def builder(project, tmp_path, monkeypatch):
-    for name in ("entrypoint", "nodes"):
-        (project.root / name).mkdir()
-    monkeypatch.setattr(sources, "upstream_reachable", lambda git: True)
+    (project.root / "entrypoint").mkdir()
+    monkeypatch.setattr(sources, "upstream_reachable", lambda git, env: True)
     monkeypatch.setattr(bases, "registry_has", lambda base, env: True)
 
     def make(engine, settings=None):
@@ -163,7 +162,7 @@ def test_shared_layers_are_estimated_once(builder):
 
 
 def test_unreachable_upstream_is_said_loudly(builder, monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "upstream_reachable", lambda git: False)
+    monkeypatch.setattr(sources, "upstream_reachable", lambda git, env: False)
     monkeypatch.setattr(sources, "fallback_tree", lambda *a, **k: _tree(tmp_path / "tree", "0.3.75"))
     engine = Recorded()
     work, said = builder(engine)

@@ -8,7 +8,7 @@ from imgbuild.errors import ConfigError, DriftError
 from imgbuild.lock import Lock, Wheel, normalised, parse_lock, read_lock, split
 from imgbuild.matrix import load_matrix
 from imgbuild.plan import requirements_text
-from imgbuild.resolve import _choose, _failure, _tags, resolve_target
+from imgbuild.resolve import _choose, _failure, _tags
 
 
 def wheel(name="torch", version="2.13.0", sha="a", size=5, filename=None):
@@ -160,9 +160,32 @@ def test_no_network_is_said():
     assert error.exit_code == 10
 
 
-def test_upgrade_of_an_unknown_package(project):
-    matrix = load_matrix(project.images)
-    target = matrix.targets["h100"]
-    old = read_lock(project, matrix, target, "0.33.0")
-    with pytest.raises(ConfigError, match="h100 has no package numpyy"):
-        resolve_target(target, matrix, (), settings=None, env={}, old=old, upgrade=["numpyy"])
+def test_a_failed_lock_changes_nothing(project, tmp_path, capsys, monkeypatch):
+    from imgbuild import resolve
+    from imgbuild.errors import NetworkError
+
+    def unreachable(*_args, **_options):
+        raise NetworkError("the package index cannot be reached")
+
+    monkeypatch.setattr(resolve, "resolve", unreachable)
+    before = {p: p.read_bytes() for p in project.images.rglob("*") if p.is_file()}
+    assert main(["--project", str(project.root), "lock"]) == 10
+    assert {p: p.read_bytes() for p in project.images.rglob("*") if p.is_file()} == before
+
+
+def test_upgrade_of_an_unknown_package(project, monkeypatch, capsys):
+    from imgbuild import resolve
+
+    monkeypatch.setattr(resolve, "resolve", lambda *a, keep=(), **k: tuple(keep) or (wheel("uv"),))
+    assert main(["--project", str(project.root), "lock", "--upgrade-package", "numpyy"]) == 2
+    assert "no lock has numpyy" in capsys.readouterr().err
+
+
+def test_the_tools_own_data_is_not_written_to(root):
+    from imgbuild.project import Project
+
+    matrix = load_matrix(root / "images")
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        locking.make(
+            Project(root=root, writable=False), matrix, (), settings=None, env={}, upgrade=None, say=print
+        )

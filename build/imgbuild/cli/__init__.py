@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +79,12 @@ def cli(ctx: click.Context, project: Path | None, verbose: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; every failure ends here as one message and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+    if threading.current_thread() is threading.main_thread():
+        # A CI that cancels sends SIGTERM: clean up as after Ctrl-C, secrets lie in a temporary folder.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = cli.main(args=list(argv) if argv is not None else None, standalone_mode=False)
     except click.ClickException as e:

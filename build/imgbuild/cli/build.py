@@ -73,6 +73,8 @@ def command(
 
     if sum(map(bool, (load, push, output))) > 1:
         raise ConfigError("--load, --push and --output exclude one another")
+    if engine == "podman" and base == "registry":
+        raise ConfigError("--engine podman starts from a bootstrapped base", hint="leave --base out")
     if engine == "podman" and (push or output):
         raise ConfigError("--engine podman loads into Podman's own store; podman push publishes from there")
     if everything and targets:
@@ -107,7 +109,24 @@ def command(
     if metadata_file:
         _write_metadata(report, metadata_file)
     if not dry_run:
-        raise_for(report, "imgbuild build")
+        raise_for(report, _again())
+
+
+def _again() -> str:
+    """This command without its targets, to be repeated for those that failed."""
+    import shlex
+
+    ctx = click.get_current_context()
+    words = ["imgbuild", "build"]
+    for option in ctx.command.params:
+        value = ctx.params.get(option.name or "")
+        given = ctx.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
+        if not given or option.name in ("targets", "everything"):
+            continue
+        flag = option.opts[-1]
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [flag] if one is True else [flag, str(one)]
+    return shlex.join(words)
 
 
 def _show(report: Report) -> None:

@@ -20,7 +20,7 @@ def command(app: App, as_json: bool) -> None:
     from imgbuild.housekeeping import WHAT, usage
     from imgbuild.report import human, table
 
-    rows = usage(engine_or_none(app), app.cache)
+    rows = usage(engine_or_none(app), app.cache, app.matrix().common.image)
     if as_json:
         click.echo(json.dumps([asdict(r) for r in rows], indent=2))
         return

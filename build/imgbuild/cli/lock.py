@@ -41,24 +41,21 @@ def command(
     forbid them or --upgrade says so.
     """
     from imgbuild import locking
-    from imgbuild.errors import DriftError
+    from imgbuild.errors import ConfigError, DriftError
     from imgbuild.report import say
+    from imgbuild.sources import tree_version
 
     matrix, project = app.matrix(), app.project()
     selected = matrix.select(targets, everything=True)
+    tree = parse_sources(sources).get("comfyui")
     if check:
+        if tree or upgrade_all or packages:
+            raise ConfigError("--check only looks: it goes with no --source and no --upgrade")
         problems = locking.check(project, matrix, selected)
         if problems:
             raise DriftError("\n".join(problems), hint="imgbuild lock")
         say(f"the locks of {', '.join(t.name for t in selected)} fit the matrix")
         return
-    only: tuple[str, ...] = ()
-    if tree := parse_sources(sources).get("comfyui"):
-        from imgbuild.sources import tree_version
-
-        version = tree_version(tree)
-        say(f"kept {locking.keep_requirements(project, tree, version)}")
-        only = (version,)
     changed = locking.make(
         project,
         matrix,
@@ -67,7 +64,7 @@ def command(
         env=app.env,
         upgrade=packages or (() if upgrade_all else None),
         say=say,
-        only_versions=only,
+        tree=(tree_version(tree), tree) if tree else None,
     )
     for path in changed:
         say(f"wrote {path}")

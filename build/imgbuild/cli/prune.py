@@ -8,11 +8,9 @@ if TYPE_CHECKING:
     from imgbuild.cli.app import App
     from imgbuild.engines.docker import Docker
 
-_KINDS = ("images", "build-cache", "bases", "sources", "wheelhouse", "logs")
-
 
 @click.command("prune")
-@click.argument("kinds", nargs=-1, type=click.Choice(_KINDS))
+@click.argument("kinds", nargs=-1, metavar="[KIND]...")
 @click.option("--all", "everything", is_flag=True, help="Every kind.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -20,20 +18,26 @@ _KINDS = ("images", "build-cache", "bases", "sources", "wheelhouse", "logs")
 def command(app: App, kinds: tuple[str, ...], everything: bool, dry_run: bool, yes: bool) -> None:
     """Remove what builds left behind.
 
-    Without a kind: the build cache. Only what imgbuild made is touched, apart
+    Kinds: images, build-cache (the default), bases, sources, wheelhouse, logs. Only what imgbuild made is touched, apart
     from the build cache, which is the engine's.
     """
-    from imgbuild.housekeeping import prune
+    from imgbuild.errors import ConfigError, nearest
+    from imgbuild.housekeeping import KINDS, prune
     from imgbuild.report import human, say
 
-    chosen = _KINDS if everything else kinds or ("build-cache",)
-    engine = engine_or_none(app)
+    chosen = KINDS if everything else kinds or ("build-cache",)
+    if strange := set(chosen) - set(KINDS):
+        near = nearest(min(strange), KINDS)
+        known = f"did you mean {near!r}?" if near else f"there are: {', '.join(KINDS)}"
+        raise ConfigError(f"no kind {min(strange)!r}; {known}")
+    engine, repository = engine_or_none(app), app.matrix().common.image
     if not dry_run and not yes:
-        planned = prune(engine, app.cache, chosen, dry_run=True)
-        for item in planned:
+        for item in prune(engine, app.cache, repository, chosen, dry_run=True):
             say(f"{item.what}: {human(item.bytes)}")
-        click.confirm("Remove these?", abort=True, err=True)
-    for item in prune(engine, app.cache, chosen, dry_run=dry_run):
+        if not click.confirm("Remove these?", err=True):
+            say("nothing was removed")
+            return
+    for item in prune(engine, app.cache, repository, chosen, dry_run=dry_run):
         say(f"{'would remove' if dry_run else 'removed'} {item.what}: {human(item.bytes)}")
 
 

@@ -46,7 +46,7 @@ def command(app: App, targets: tuple[str, ...], check: bool, show_diff: bool, ou
     if output is None and not project.writable:
         raise ConfigError("the tool's own data cannot be written to", hint="imgbuild render -o DIR")
     changed = render.write(files, folder)
-    gone = render.remove_leftovers(files, folder, owned=owned)
+    gone = () if output else render.remove_leftovers(files, folder, owned=owned)
     for verb, names in (("wrote", changed), ("removed", gone)):
         for name in names:
             say(f"{verb} {folder / name}")

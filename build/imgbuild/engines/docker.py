@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,13 +33,18 @@ class Docker:
     def client(self) -> Any:
         """The SDK's client; EngineError when there is no engine to talk to."""
         import docker  # noqa: PLC0415  (slow to import, and --help has no need of it)
+        from docker.context import ContextAPI  # noqa: PLC0415
         from docker.errors import DockerException  # noqa: PLC0415
 
         if self._client is None:
             try:
-                client = docker.from_env(environment=dict(self.env), timeout=120)
+                context = None if self.env.get("DOCKER_HOST") else ContextAPI.get_current_context()
+                if context is not None and context.Name != "default":  # as the docker command does
+                    client = docker.DockerClient(base_url=context.Host, timeout=120)
+                else:
+                    client = docker.from_env(environment=dict(self.env), timeout=120)
                 client.ping()
-            except DockerException as e:
+            except (DockerException, ValueError, OSError) as e:
                 raise EngineError(f"no Docker engine can be reached: {_short(e)}", hint=_REMEDY) from None
             self._client = client
         return self._client
@@ -87,9 +93,8 @@ class Docker:
         done = proc.run(["docker", "buildx", "version"], env=self.env, check=False, timeout=30)
         if done.returncode:
             raise EngineError("docker buildx is not installed", hint=_REMEDY)
-        words = [w.lstrip("v") for w in done.stdout.split() if w.lstrip("v")[:1].isdigit()]
-        numbers = (words or ["0.0"])[0].split(".")
-        return int(numbers[0]), int(numbers[1])
+        found = re.search(r"\bv?(\d+)\.(\d+)\.", done.stdout)  # a build from source may say something else
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     def bake(
         self,

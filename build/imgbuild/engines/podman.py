@@ -114,9 +114,7 @@ class Podman:
     def _build(self, target: Any, *, no_cache: bool) -> list[str]:
         contexts = dict(target["contexts"])
         contexts.pop("host", None)  # one platform: the Dockerfile makes it from the base
-        base = contexts.pop("base", None)
-        if base is None:
-            raise ConfigError("--engine podman starts from a bootstrapped base", hint="--base bootstrap")
+        base = contexts.pop("base")
         argv = self._podman("build", *self._limits, "--format", "docker", "--layers", "--pull=never")
         argv += ["--timestamp", target["args"]["SOURCE_DATE_EPOCH"], "--build-arg", f"BASE={base}"]
         argv += ["--no-cache"] if no_cache else []
@@ -124,6 +122,8 @@ class Podman:
             argv += ["--build-context", f"{name}={where}"]
         for secret in target.get("secret", ()):
             argv += ["--secret", secret]
+        for name, value in sorted(target.get("labels", {}).items()):
+            argv += ["--label", f"{name}={value}"]
         for tag in target["tags"]:
             argv += ["--tag", _PREFIX + tag]
         context = target["context"]
