@@ -2,6 +2,7 @@
 
 One line a wheel, sorted: `name==version --hash=sha256:…  # filename bytes`. pip
 and uv install it as it is; the comment says which file was meant and its size.
+The head holds a hash of what the lock was made from, and one of its own lines.
 Pure: reading and writing text; `resolve` does the network.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgbuild.errors import DriftError
+from imgbuild.textfile import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,7 +30,7 @@ _LINE = re.compile(
     r"(?P<name>[a-z0-9._-]+)==(?P<version>\S+) --hash=sha256:(?P<sha256>[0-9a-f]{64})"
     r"  # (?P<filename>\S+\.whl) (?P<size>\d+)"
 )
-_HEAD = "# imgbuild lock, inputs sha256:"
+_HEAD = re.compile(r"# imgbuild lock, inputs sha256:(?P<inputs>\S+) wheels sha256:(?P<wheels>[0-9a-f]{64})")
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -55,7 +57,8 @@ class Lock:
     wheels: tuple[Wheel, ...]
 
     def text(self, title: str) -> str:
-        lines = [f"{_HEAD}{self.inputs}", f"# {title}", *(w.line() for w in sorted(self.wheels))]
+        head = f"# imgbuild lock, inputs sha256:{self.inputs} wheels sha256:{_body_hash(self.wheels)}"
+        lines = [head, f"# {title}", *(w.line() for w in sorted(self.wheels))]
         return "\n".join(lines) + "\n"
 
     @property
@@ -64,13 +67,18 @@ class Lock:
         return sum(w.size for w in self.wheels)
 
 
+def _body_hash(wheels: Iterable[Wheel]) -> str:
+    lines = "".join(f"{w.line()}\n" for w in sorted(wheels))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def parse_lock(text: str, *, name: str) -> Lock:
-    inputs = ""
+    """A DriftError when it is not, to the last line, what `imgbuild lock` wrote."""
+    lines = text.splitlines()
+    head = _HEAD.fullmatch(lines[0]) if lines else None
     wheels = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith(_HEAD):
-            inputs = line.removeprefix(_HEAD)
-        elif line and not line.startswith("#"):
+    for number, line in enumerate(lines, 1):
+        if line and not line.startswith("#"):
             match = _LINE.fullmatch(line)
             if match is None:
                 raise DriftError(
@@ -86,9 +94,16 @@ def parse_lock(text: str, *, name: str) -> Lock:
                     size=int(found["size"]),
                 )
             )
-    if not inputs:
-        raise DriftError(f"{name}:1: no line `{_HEAD}…`", hint="imgbuild lock")
-    return Lock(inputs=inputs, wheels=tuple(wheels))
+    if head is None:
+        raise DriftError(f"{name}:1: does not begin as this version's locks do", hint="imgbuild lock")
+    if not wheels:
+        raise DriftError(f"{name}: holds no wheel", hint="imgbuild lock")
+    if _body_hash(wheels) != head["wheels"]:
+        raise DriftError(
+            f"{name} was changed by hand or damaged: its lines are not those its first line was made for",
+            hint="imgbuild lock",
+        )
+    return Lock(inputs=head["inputs"], wheels=tuple(wheels))
 
 
 def lock_name(target: str, version: str) -> str:
@@ -108,7 +123,7 @@ def normalised(requirements: str) -> tuple[str, ...]:
 def read_requirements(project: Project, matrix: Matrix, version: str) -> tuple[str, ...]:
     path = project.requirements / requirements_name(version)
     try:
-        text = path.read_text()
+        text = read_text(path)
     except OSError:
         raise DriftError(
             f"the requirements of ComfyUI {version} are not kept: there is no {path}",
@@ -144,7 +159,7 @@ def read_lock(project: Project, matrix: Matrix, target: Target, version: str) ->
     path = project.locks / name
     command = f"imgbuild lock {target.name}"
     try:
-        text = path.read_text()
+        text = read_text(path)
     except OSError:
         raise DriftError(
             f"{target.name} has no lock for ComfyUI {version}: there is no {path}", hint=command

@@ -29,7 +29,10 @@ _SEGMENT = r"[A-Za-z0-9_+*-][A-Za-z0-9_.+*-]*"  # no segment begins with a dot, 
 RelativePath = Annotated[str, StringConstraints(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$")]
 Platform = Literal["linux/amd64", "linux/arm64"]
 Evidence = Literal["V", "M", "C", "TBM"]
-Line = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\n\r\x00]*$")]
+Line = Annotated[
+    str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")
+]
+"""One line wherever it is written: no control character, none of Unicode's own line ends."""
 
 
 class Model(BaseModel):
@@ -186,7 +189,7 @@ class Common(Model):
     bases: dict[Name, Base]
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
     kernels: dict[Name, Kernel] = {}
-    nodes: tuple[Name, ...] = ()
+    nodes: Annotated[tuple[Name, ...], Field(min_length=1)]
     profile: Profile
 
 
@@ -247,6 +250,11 @@ def load_matrix(images: Path) -> Matrix:
     paths = sorted((images / "targets").glob("*.yaml"), key=lambda p: p.name)
     if not paths:
         problems.append(Problem("images/targets", 1, "", "holds no *.yaml: there is no target"))
+    problems.extend(
+        Problem(f"images/targets/{path.name}", 1, "", "must end in .yaml")
+        for path in sorted((images / "targets").glob("*"))
+        if path.suffix.lower() in (".yml", ".yaml") and path.suffix != ".yaml"
+    )
     for path in paths:
         file = read_yaml(path, name=f"images/targets/{path.name}")
         checked = _validate(Target, file, problems)
@@ -259,6 +267,12 @@ def load_matrix(images: Path) -> Matrix:
             continue
         if path.stem != name:
             problems.append(file.problem(("name",), f"is {name!r}, so the file must be called {name}.yaml"))
+        if name == "default":
+            problems.append(
+                file.problem(
+                    ("name",), "'default' is taken: the bake file's group of all targets is called so"
+                )
+            )
         targets[name] = checked
     problems.extend(_check_common(common))
     for checked in targets.values():
@@ -288,6 +302,10 @@ def _check_common(checked: _Checked[Common]) -> Iterator[Problem]:
         for i, layer in enumerate(common.layers):
             if names[layer.name] > 1:
                 yield file.problem(("layers", i, "name"), f"{layer.name!r} is the name of two layers")
+            if layer.name == "uv":
+                yield file.problem(
+                    ("layers", i, "name"), "'uv' is taken: requirements/uv.txt holds the installer itself"
+                )
         if not any("*" in layer.packages for layer in common.layers):
             yield file.problem(("layers",), 'no layer takes the rest: one needs the pattern "*"')
     if not checked.bad("torch"):
@@ -465,6 +483,8 @@ def _problem(model: type[Model], file: YamlFile, error: Any) -> Problem:  # noqa
         return file.problem(
             loc, f'must be text: write "{given}", in quotes' if quote else f"must be text, not {_kind(given)}"
         )
+    if kind == "too_short":
+        return file.problem(loc, f"needs at least {context['min_length']} item, and has none")
     if kind == "string_pattern_mismatch":
         return file.problem(loc, f"{given!r} has the wrong form; it must match {context['pattern']}")
     if kind in ("tuple_type", "dict_type", "model_type", "model_attributes_type"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from imgbuild.errors import ConfigError
 from imgbuild.matrix import Common, Target
 from imgbuild.render import BUILDKIT, Files, Renderer, bake_file, pretty
+from imgbuild.textfile import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ def shared_files(project: Project, plans: Sequence[Plan]) -> Files:
     files.update({f"images/schema/{name}.json": pretty(schema) for name, schema in schemas().items()})
     readme = project.root / "README.md"
     if readme.is_file():
-        files["README.md"] = with_table(readme.read_text(), plans)
+        files["README.md"] = with_table(read_text(readme), plans)
     return files
 
 

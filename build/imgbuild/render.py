@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from imgbuild.errors import ConfigError
+from imgbuild.errors import ConfigError, ImgbuildError
 from imgbuild.locking import write_atomically
 from imgbuild.plan import requirements_text
+from imgbuild.textfile import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,14 +63,14 @@ class Renderer:
     def __init__(self, templates: Path) -> None:
         self.folder = templates
         self.env = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(templates),
+            loader=jinja2.FunctionLoader(self._source),
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
             autoescape=False,  # noqa: S701  (Dockerfiles, not web pages)
         )
-        self.env.filters["quote"] = json.dumps  # a Dockerfile's double quotes are JSON's for our values
+        self.env.filters["quote"] = quote
         self.verbatim = {
             f"stages/{name}": self._read(folder=templates, name=f"stages/{name}") for name in _STAGE_SCRIPTS
         }
@@ -75,10 +78,14 @@ class Renderer:
             name: self._read(folder=templates.parent, name=name) for name in ("LICENSE", "NOTICE")
         }
 
+    def _source(self, name: str) -> tuple[str, str, None] | None:
+        path = self.folder / name
+        return (read_text(path), str(path), None) if path.is_file() else None
+
     @staticmethod
     def _read(*, folder: Path, name: str) -> str:
         try:
-            return (folder / name).read_text()
+            return read_text(folder / name).replace("\r\n", "\n")  # however it was checked out
         except OSError as e:
             raise ConfigError(f"{folder / name} cannot be read: {e.strerror}") from None
 
@@ -87,9 +94,18 @@ class Renderer:
             return self.env.get_template(name).render(**values)
         except jinja2.TemplateNotFound as e:
             raise ConfigError(f"there is no template {self.folder / str(e.name)}") from None
-        except jinja2.TemplateError as e:
-            line = getattr(e, "lineno", None)
-            raise ConfigError(f"{self.folder / name}{f':{line}' if line else ''}: {e}") from None
+        except (ImgbuildError, OSError):
+            raise
+        except Exception as e:  # noqa: BLE001  (a template is code: whatever it raises is its mistake)
+            raise ConfigError(f"{self._place(name, e)}: {_what(e)}") from None
+
+    def _place(self, name: str, error: Exception) -> str:
+        """File and line of a mistake, which may be in an included file."""
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            return f"{error.filename or self.folder / name}:{error.lineno}"
+        # Jinja gives the frames of its templates their own files and lines.
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(".j2")]
+        return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(self.folder / name)
 
     def context(self, plan: Plan, engine: Abilities = BUILDKIT) -> Files:
         """The build context of one target: its Dockerfile and the files that its stages mount."""
@@ -113,10 +129,21 @@ class Renderer:
         return files
 
 
+def _what(error: Exception) -> str:
+    if isinstance(error, jinja2.TemplateError):
+        return error.message or type(error).__name__
+    return f"{type(error).__name__}: {error}"
+
+
+def quote(value: object) -> str:
+    """A word in a Dockerfile's double quotes, taken as it is: no variable of the build is put in."""
+    return json.dumps(str(value), ensure_ascii=False).replace("$", "\\$")
+
+
 def tidy(text: str) -> str:
     """No trailing blanks, no runs of empty lines, one newline at the end."""
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         bare = line.rstrip()
         if bare or (lines and lines[-1]):
             lines.append(bare)
@@ -136,7 +163,6 @@ def bake_file(
     sources: Mapping[str, str] | None = None,
     outputs: Sequence[str] = (),
     secrets: Sequence[str] = (),
-    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A bake file for `plans`.
 
@@ -161,7 +187,6 @@ def bake_file(
             "target": "runtime",
             **({"output": list(outputs)} if outputs else {}),
             **({"secret": list(secrets)} if secrets else {}),
-            **(extra or {}),
         }
     return {"group": {"default": {"targets": sorted(targets)}}, "target": dict(sorted(targets.items()))}
 
@@ -174,7 +199,7 @@ def write(files: Files, folder: Path) -> tuple[str, ...]:
     changed = []
     for name, text in sorted(files.items()):
         path = folder / name
-        if not path.is_file() or path.read_text() != text:
+        if not path.is_file() or path.read_bytes() != text.encode():
             write_atomically(path, text)
             changed.append(name)
     return tuple(changed)
@@ -191,12 +216,17 @@ def difference(files: Files, folder: Path, *, owned: Sequence[str] = ()) -> str:
         names.update(p.relative_to(folder).as_posix() for p in (folder / root).rglob("*") if p.is_file())
     for name in sorted(names):
         path = folder / name
-        old = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        new = files.get(name, "").splitlines(keepends=True)
+        # As they are: a CRLF, and what is no UTF-8, is drift as well.
+        old = _lines(path.read_bytes().decode(errors="replace")) if path.is_file() else []
+        new = _lines(files.get(name, ""))
         lines += difflib.unified_diff(
             old, new, fromfile=f"a/{name}", tofile=f"b/{name}" if name in files else "/dev/null"
         )
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def _lines(text: str) -> list[str]:
+    return list(io.StringIO(text, newline="\n"))
 
 
 def remove_leftovers(files: Files, folder: Path, *, owned: Sequence[str]) -> tuple[str, ...]:
@@ -215,4 +245,4 @@ def remove_leftovers(files: Files, folder: Path, *, owned: Sequence[str]) -> tup
 
 def load_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty when the file is not there."""
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return dict(json.loads(read_text(path))) if path.is_file() else {}

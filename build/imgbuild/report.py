@@ -47,27 +47,18 @@ def table(
     """A table on stdout; `right` are the columns of numbers."""
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    shown = Table(title=title or None, title_justify="left", header_style="bold")
+    # Text: what stands in a matrix is not markup.
+    shown = Table(
+        title=Text(title, style="table.title") if title else None, title_justify="left", header_style="bold"
+    )
     for i, column in enumerate(columns):
         shown.add_column(column, justify="right" if i in set(right) else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(Text(cell) for cell in row))
     console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160)
     console.print(shown)
-
-
-def fold(title: str) -> None:
-    """Begin a group that a CI log can fold."""
-    if os.environ.get("GITHUB_ACTIONS"):
-        print(f"::group::{title}", file=sys.stderr, flush=True)
-    else:
-        say(title)
-
-
-def unfold() -> None:
-    if os.environ.get("GITHUB_ACTIONS"):
-        print("::endgroup::", file=sys.stderr, flush=True)
 
 
 def human(size: int) -> str:

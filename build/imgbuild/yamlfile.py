@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Loc = tuple[str | int, ...]
 
 _MAX_DEPTH = 20
+_MAX_OPEN = 50  # composing recurses in C: deep enough, and the process dies
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's parser is ten times faster
 
 
@@ -73,6 +74,7 @@ def parse_yaml(raw: bytes, *, name: str) -> YamlFile:
         line = raw[: e.start].count(b"\n") + 1
         return YamlFile(name, None, {}, (Problem(name, line, "", "is not UTF-8 text"),))
     try:
+        _check_depth(text)
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
@@ -81,13 +83,30 @@ def parse_yaml(raw: bytes, *, name: str) -> YamlFile:
         return YamlFile(name, None, {}, (Problem(name, line, "", f"is not YAML: {why}"),))
     except (yaml.YAMLError, ValueError) as e:
         return YamlFile(name, None, {}, (Problem(name, 1, "", f"is not YAML: {e}".splitlines()[0]),))
-    except RecursionError:
-        return YamlFile(name, None, {}, (Problem(name, 1, "", "is nested too deeply"),))
+    except _TooDeepError as e:
+        return YamlFile(name, None, {}, (Problem(name, e.line, "", "is nested too deeply"),))
     if node is None:
         return YamlFile(name, None, {}, (Problem(name, 1, "", "is empty"),))
     reader = _Reader(name)
     data = reader.convert(node, ())
     return YamlFile(name, data, reader.lines, tuple(reader.problems))
+
+
+class _TooDeepError(Exception):
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_OPEN:
+                raise _TooDeepError(event.start_mark.line + 1 if event.start_mark else 1)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 class _Reader:
@@ -148,5 +167,5 @@ class _Reader:
             return str(node.value)
         try:
             return maker(node)
-        except (ValueError, OverflowError, KeyError):
+        except (ValueError, OverflowError, LookupError):
             return str(node.value)

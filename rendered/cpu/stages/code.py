@@ -5,8 +5,8 @@ import shutil
 
 from settle import OUT, settle
 
-# Of ComfyUI's tree a server needs neither its history nor its tests; models, input and output are volumes.
-_LEFT_OUT = (".git", ".github", ".ci", "tests", "tests-unit", "input", "output")
+# Of ComfyUI's tree a server needs neither its history nor its tests; the folders of users' files are in /data.
+_LEFT_OUT = (".git", ".github", ".ci", "tests", "tests-unit", "custom_nodes", "input", "output")
 
 
 def main() -> None:
