@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import docker
 import machine
 import output
 import yaml
 from imagelayers import Measured, layered_image, measure
 from scratch import call_tool, copy_project, no_new_cache
 
+from imgbuild.engines.docker import Docker
 from imgbuild.errors import ConfigError
 from imgbuild.locking import read_plain_lock, source_lock_name
 from imgbuild.matrix import load_matrix
@@ -222,7 +222,7 @@ def main() -> None:
     args = parser.parse_args()
     project = find_project(args.project, cwd=Path.cwd())
     target = load_matrix(project.images).select((args.target,), everything=False)[0].name
-    client = docker.from_env(timeout=120)
+    client = Docker(os.environ).client
     with tempfile.TemporaryDirectory(prefix="imgbuild-rebuild-") as folder, _tidy(client):
         work = Path(folder)
         copy = copy_project(project, work / "project", image=IMAGE)

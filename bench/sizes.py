@@ -10,14 +10,15 @@ engine through zstd at the level that `imgbuild build --push` uses.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import docker
 import machine
 import output
 from imagelayers import Measured, layered_image, measure
 
+from imgbuild.engines.docker import Docker
 from imgbuild.matrix import load_matrix
 from imgbuild.project import find_project
 
@@ -38,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     project = find_project(args.project, cwd=Path.cwd())
     matrix = load_matrix(project.images)
-    client = docker.from_env(timeout=120)
+    client = Docker(os.environ).client
     images = [
         layered_image(client, f"{matrix.common.image}:{target.name}", project, matrix)
         for target in matrix.select(tuple(args.targets), everything=False)

@@ -89,7 +89,7 @@ def test_a_stage_that_fails(client, copy, cpu, changed):
     assert look(client, copy).identity == before
 
 
-def test_no_engine_where_it_should_be(client, copy, tmp_path):
+def test_no_engine_where_it_should_be(copy, tmp_path):
     env = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/nobody.sock"}
     done = imgbuild(copy, "build", "--target", TARGET, env=env)
     assert done.returncode == 5

@@ -52,6 +52,16 @@ def install(platform: str) -> None:
         sys.exit(done.returncode)
     shutil.rmtree("/opt/uv-cache")
     VENV.joinpath(".lock").unlink(missing_ok=True)
+    forget_wheel_times()
+
+
+def forget_wheel_times() -> None:
+    """uv notes when a wheel that was at hand last changed on the building machine: other bytes on every machine."""
+    for note in VENV.glob("lib/python3*/site-packages/*.dist-info/uv_cache.json"):
+        record = note.with_name("RECORD")
+        lines = record.read_text().splitlines(keepends=True)
+        record.write_text("".join(x for x in lines if not x.startswith(f"{note.parent.name}/{note.name},")))
+        note.unlink()
 
 
 def apply_edits(edits: list[dict[str, object]]) -> None:

@@ -123,12 +123,18 @@ def test_main_archive_of_one_line():
     assert "Signed-By: /k.gpg\nCheck-Valid-Until: no\n" in apt.donor_source(found)
 
 
+def test_main_archive_of_a_half_upgraded_machine():
+    text = "deb http://third.invalid/apt cloud-sdk-bookworm main\ndeb http://mirror.invalid/debian bookworm main\n"
+    found = apt.main_archive(apt.parse_sources({"a.list": text}), "trixie")
+    assert found.uris == ("http://mirror.invalid/debian",)
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "deb http://mirror.invalid/debian bookworm-backports main\n",
         "deb http://mirror.invalid/debian-security bookworm main\n",
-        "deb http://mirror.invalid/debian bullseye main\n",
+        "deb http://mirror.invalid/apt cloud-sdk-bookworm main\n",
         "deb http://mirror.invalid/tool bookworm stable\n",
         "nonsense\n",
         "",

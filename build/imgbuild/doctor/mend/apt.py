@@ -19,6 +19,9 @@ DONOR_PIN_TEXT = f"Package: *\nPin: release n={DONOR}\nPin-Priority: 100\n"
 
 # Options of an entry that say how to trust and reach the archive, not what to take from it.
 KEPT_FIELDS = ("Signed-By", "Trusted", "Check-Valid-Until", "Check-Date", "Allow-Insecure")
+RELEASES = frozenset(
+    {"bullseye", "bookworm", "trixie", "forky", "sid", "stable", "oldstable", "oldoldstable", "testing"}
+)
 ALIASES = frozenset({"stable", "oldstable", "oldoldstable", "testing"})
 NOT_MAIN = re.compile(r"[-/](security|updates|backports|proposed|debug)|/updates\b|security", re.IGNORECASE)
 
@@ -49,16 +52,23 @@ def parse_sources(files: Mapping[str, str]) -> tuple[Source, ...]:
 
 
 def main_archive(sources: Iterable[Source], codename: str) -> Source | None:
-    """The entry that serves Debian's main archive of the suite in use."""
+    """The entry that serves Debian's main archive; of the suite in use, where one says so.
+
+    A half upgraded machine has a newer name in os-release than in its sources:
+    the archive is the same.
+    """
     fitting = [
         s
         for s in sources
         if "main" in s.components
-        and any(suite == codename or suite in ALIASES for suite in s.suites)
+        and not RELEASES.isdisjoint(s.suites)
         and not any(uri.startswith("cdrom:") or NOT_MAIN.search(uri) for uri in s.uris)
     ]
-    exact = [s for s in fitting if codename in s.suites]
-    return next(iter(exact or fitting), None)
+    return max(
+        fitting,
+        key=lambda s: (codename in s.suites, any(x in ALIASES for x in s.suites)),
+        default=None,
+    )
 
 
 def serves_donor(sources: Iterable[Source]) -> bool:
