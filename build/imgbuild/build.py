@@ -429,8 +429,9 @@ def _output(options: Options) -> str:
         return options.output
     if options.push:
         return "type=registry,compression=zstd,compression-level=3,force-compression=true,oci-mediatypes=true"
-    # Nobody downloads a local image: compressing it would only cost time.
-    return "type=docker,compression=uncompressed"
+    # Nobody downloads a local image: compressing it would only cost time. OCI's media types, because Docker's own
+    # have none for a base's zstd layer, and the engine then refuses to start the image.
+    return "type=docker,compression=uncompressed,oci-mediatypes=true"
 
 
 def _stage(tree: Path, to: Path) -> None:

@@ -244,3 +244,12 @@ def test_failure_without_a_stage():
         ("ERROR: failed to read: no such file",),
     )
     assert failure("\x1b[31m > [a 1/2] RUN x:\x1b[0m\nout\n------\n") == ("a 1/2", ("out",))
+
+
+def test_local_images_have_oci_media_types_and_no_provenance(builder):
+    """Docker's media types have none for a zstd layer: the engine refuses to run such an image."""
+    engine = Recorded()
+    work, _ = builder(engine)
+    work.build(targets(work, "h100"), Options(force=True))
+    assert "oci-mediatypes=true" in engine.bakes[0][0]
+    assert "type=provenance,disabled=true" in engine.bakes[0][0]
