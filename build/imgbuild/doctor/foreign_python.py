@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from imgbuild.doctor.situation import Situation
 
 SECONDS = 60
+ENGINE_REFUSED = 125
 AT_MOST = 3
 """Images tried until one has Python in it."""
 PROGRAM = "import platform; print(platform.machine(), 6 * 7)"
@@ -49,7 +50,8 @@ class ForeignPython:
                 )
             if ran.returncode == 0 and ran.stdout.split() == [p.uname, "42"]:
                 return ok(self.id, f"{p.name}: Python of {image.name} runs")
-            if ran.returncode != NOT_FOUND:  # 127: that image has no python3
+            # 127: that image has no python3. 125: the engine cannot start that image, which says nothing of QEMU.
+            if ran.returncode not in (NOT_FOUND, ENGINE_REFUSED):
                 why = (ran.stderr.strip().splitlines() or [f"status {ran.returncode}"])[-1]
                 return error(
                     self.id,
