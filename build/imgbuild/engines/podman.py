@@ -42,10 +42,6 @@ class Podman:
     def _podman(self, *words: str | Path) -> list[str]:
         return ["podman", *self._global, *map(str, words)]
 
-    def run_arguments(self) -> list[str]:
-        """How `podman run` has to begin on this machine."""
-        return [*self._podman("run"), *self._limits]
-
     def check(self) -> str | None:
         if proc.which("podman", env=self.env) is None:
             raise EngineError("podman is not installed", hint="apt-get install podman, or --engine docker")
