@@ -18,7 +18,7 @@ def root() -> Path:
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """A copy of this project's data that a test may change."""
-    for name in ("images", "templates"):
+    for name in ("images", "kernels", "templates"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "nodes", tmp_path / "nodes")
     for name in ("LICENSE", "NOTICE"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import os
 import re
@@ -13,18 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from imgbuild import bases, estimate, proc, render, sources
+from imgbuild import bases, estimate, kernelbuild, proc, render, sources
 from imgbuild.errors import BuildError, ConfigError, DiskError, EngineError, NetworkError
-from imgbuild.plan import Plan, Source, make_plan
+from imgbuild.kernels import KernelPlan, KernelSource
+from imgbuild.locking import read_pins
+from imgbuild.plan import Plan, Source, make_plan, pinned_source
 from imgbuild.resolve import file_hash
+from imgbuild.wheelhouse import Wheelhouse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from imgbuild.artifacts import Artifacts
     from imgbuild.engines import Engine
     from imgbuild.matrix import Matrix, Target
     from imgbuild.project import Project
     from imgbuild.settings import Settings
+    from imgbuild.wheelhouse import Entry
 
 State = Literal["built", "cached", "failed", "stopped", "not started"]
 """`stopped`: was under way when another target failed; the engine keeps its finished stages."""
@@ -49,6 +53,11 @@ class Options:
     keep_going: bool = False
     force: bool = False
     """Build although the disk looks too small."""
+    jobs: int | None = None
+    """Compilers at once; None: as many as cores and memory allow."""
+    memory_share: float = kernelbuild.DEFAULT_SHARE
+    kernels: tuple[str, ...] = ()
+    """For `compile`: only these; none means all."""
 
     @property
     def local(self) -> bool:
@@ -100,6 +109,12 @@ class Builder:
     engine: Engine
     say: Callable[[str], None]
     notice: Callable[[str, Sequence[str]], None]
+    registry: Artifacts | None = None
+    """A registry's wheelhouse, looked into where this machine's lacks a kernel."""
+
+    @property
+    def wheelhouse(self) -> Wheelhouse:
+        return Wheelhouse(self.cache / "wheelhouse", say=self.say)
 
     def source(self, options: Options) -> tuple[Source, Path | None]:
         """Which ComfyUI goes in, and the local tree it lies in, if it does."""
@@ -128,8 +143,56 @@ class Builder:
         )
         return sources.fallback_source(self.matrix), tree
 
-    def plans(self, targets: Sequence[Target], source: Source) -> tuple[Plan, ...]:
-        return tuple(make_plan(self.project, self.matrix, target, source=source) for target in targets)
+    def plans(self, targets: Sequence[Target], source: Source, options: Options) -> tuple[Plan, ...]:
+        plans = tuple(self._plan(target, source, self._given(target, options)) for target in targets)
+        return tuple(
+            self._reachable(target, plan, source, options)
+            for target, plan in zip(targets, plans, strict=True)
+        )
+
+    def _plan(self, target: Target, source: Source, kernels: Mapping[str, KernelSource]) -> Plan:
+        return make_plan(self.project, self.matrix, target, source=source, kernel_sources=kernels)
+
+    def _given(self, target: Target, options: Options) -> dict[str, KernelSource]:
+        """The kernels' sources that the command line names."""
+        return {
+            name: sources.kernel_checkout(self.matrix.common.kernels[name], tree, f"--source {name}={tree}")
+            for name, tree in options.sources.items()
+            if name in target.kernels
+        }
+
+    def _reachable(self, target: Target, plan: Plan, source: Source, options: Options) -> Plan:
+        """The plan with a fallback for each kernel that is not at hand and whose upstream cannot be reached."""
+        given = self._given(target, options)
+        absent = [
+            k
+            for k in kernelbuild.find([plan], self.wheelhouse, self.registry, say=_silent).missing
+            if k[1].kind == "git"
+            and k[1].name not in given
+            and k[1].name in (options.kernels or target.kernels)
+        ]
+        replaced = dict(given)
+        for _, kernel in absent:
+            if sources.upstream_reachable(str(kernel.git), self.settings.environment(self.env)):
+                continue
+            fallback = self.matrix.common.kernels[kernel.name].source.fallback
+            if not options.fallback or fallback is None:
+                why = ", and --no-fallback forbids another in its place" if fallback else ""
+                raise NetworkError(
+                    f"{kernel.git} cannot be reached{why}; the wheelhouse has no {kernel.name} for {plan.name} "
+                    f"(key {kernel.key})",
+                    hint=f"--source {kernel.name}=PATH compiles a checkout; imgbuild wheels pull fetches what others compiled",
+                )
+            self.notice(
+                f"NOT {kernel.name} {kernel.version} for {plan.name}: {kernel.git} cannot be reached.",
+                [
+                    f"{fallback.wheel} of the package index goes in instead: nothing in it is compiled, and it is slower.",
+                    "The image's label imgbuild.kernels says so. To make this an error: --no-fallback.",
+                    f"For the real one: --source {kernel.name}=PATH, or --wheelhouse REGISTRY/PATH.",
+                ],
+            )
+            replaced[kernel.name] = KernelSource(kind="fallback", identity=fallback.wheel)
+        return self._plan(target, source, replaced) if replaced != given else plan
 
     def base_contexts(
         self, plans: Sequence[Plan], setups: Mapping[str, str], options: Options
@@ -176,29 +239,140 @@ class Builder:
             raise ConfigError(
                 "--output names one place, and there are several targets", hint="one call a target"
             )
-        if kernels := sorted({k for t in targets for k in t.kernels}):
-            raise ConfigError(f"kernels are not compiled yet: {', '.join(kernels)}", hint="kernels: []")
         if warning := self.engine.check():
             self.say(warning)
         source, tree = self.source(options)
-        plans = self.plans(targets, source)
+        plans = self.plans(targets, source, options)
         self._check_platforms(plans)
         self._check_disk(estimate.disk(plans, host_platform=f"linux/{bases.host_arch()}"), options)
-        with contextlib.ExitStack() as stack:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgbuild-")))
-            renderer = render.Renderer(self.project.templates)
-            setups: dict[str, str] = {}
-            for plan in plans:
-                files = renderer.context(plan, self.engine.abilities)
-                setups[plan.base.name] = files["base-setup.sh"]
-                render.write(files, work / plan.name)
+        with tempfile.TemporaryDirectory(prefix="imgbuild-") as folder:
+            work = Path(folder)
             if options.dry_run:
+                self._context(plans, work)
+                self._say_kernels(plans)
                 return self._dry_run(plans, options)
-            base_contexts = self.base_contexts(plans, setups, options)
-            bake = self._bake_file(plans, work, tree=tree, base_contexts=base_contexts, options=options)
+            bake = self._prepare(plans, work, tree=tree, options=options)
+            log = self._log("+".join(p.name for p in plans))
+            entries = self._kernels(plans, bake, work, log, options)
+            for plan in plans:
+                for kernel in plan.kernels:
+                    if kernel.compiled:
+                        wheel = kernelbuild.wheel_folder(
+                            entries[kernel.key], work / f"kernel-{plan.name}-{kernel.name}"
+                        )
+                        bake["target"][plan.name]["contexts"][f"kernel-{kernel.name}"] = str(wheel)
             path = work / "docker-bake.json"
             path.write_text(render.pretty(bake))
-            return self._run(plans, path, work, options, begun)
+            return self._run(plans, path, work, log, options, begun)
+
+    def compile(self, targets: Sequence[Target], options: Options) -> tuple[Entry, ...]:
+        """The wheels of kernels, compiled where the wheelhouse has none; no image is built."""
+        if warning := self.engine.check():
+            self.say(warning)
+        plans = self.plans(
+            [t for t in targets if t.kernels], pinned_source(self.matrix, read_pins(self.project)), options
+        )
+        self._check_platforms(plans)
+        with tempfile.TemporaryDirectory(prefix="imgbuild-") as folder:
+            work = Path(folder)
+            if options.dry_run:
+                self._say_kernels(plans, options.kernels)
+                return ()
+            bake = self._prepare(plans, work, tree=None, options=options)
+            log = self._log("+".join(["kernels", *(p.name for p in plans)]))
+            return tuple(self._kernels(plans, bake, work, log, options).values())
+
+    def _context(self, plans: Sequence[Plan], work: Path) -> dict[str, str]:
+        """Write each plan's build context; return the setup script of each base, by its name."""
+        renderer = render.Renderer(self.project.templates)
+        setups: dict[str, str] = {}
+        for plan in plans:
+            files = renderer.context(plan, self.engine.abilities)
+            setups[plan.base.name] = files["base-setup.sh"]
+            render.write(files, work / plan.name)
+        return setups
+
+    def _prepare(
+        self, plans: Sequence[Plan], work: Path, *, tree: Path | None, options: Options
+    ) -> dict[str, Any]:
+        base_contexts = self.base_contexts(plans, self._context(plans, work), options)
+        return self._bake_file(plans, work, tree=tree, base_contexts=base_contexts, options=options)
+
+    def _say_kernels(self, plans: Sequence[Plan], only: Sequence[str] = ()) -> None:
+        for plan, kernel in kernelbuild.find(plans, self.wheelhouse, self.registry, say=self.say).missing:
+            if not only or kernel.name in only:
+                self.say(
+                    f"{kernel.name} {kernel.version} for {plan.name}: would be compiled, key {kernel.key}"
+                )
+
+    def _kernels(
+        self, plans: Sequence[Plan], bake: Mapping[str, Any], work: Path, log: Path, options: Options
+    ) -> dict[str, Entry]:
+        """The wheels of all kernels of these plans, by key; what is in no wheelhouse is compiled now."""
+        found = kernelbuild.find(plans, self.wheelhouse, self.registry, say=self.say)
+        entries = {
+            k: e for k, e in found.entries.items() if not options.kernels or e.kernel in options.kernels
+        }
+        missing = [m for m in found.missing if not options.kernels or m[1].name in options.kernels]
+        if not missing:
+            return entries
+        if not self.engine.abilities.overrides:
+            names = ", ".join(f"{k.name} for {p.name}" for p, k in missing)
+            raise ConfigError(
+                f"{self.engine.name} compiles no kernels, and the wheelhouse lacks {names}",
+                hint="imgbuild wheels build (with Docker), or imgbuild wheels pull",
+            )
+        kernels = [kernel for _, kernel in missing]
+        limit = kernelbuild.budget(
+            kernels, jobs=options.jobs, share=options.memory_share, available=kernelbuild.available_memory()
+        )
+        for plan, kernel in missing:
+            self.say(
+                f"{kernel.name} {kernel.version} for {plan.name} ({', '.join(kernel.code)}): to be compiled, key {kernel.key}"
+            )
+        self.say(limit.sentence())
+        out = work / "kernels"
+        targets = kernelbuild.bake_targets(bake, missing, out)
+        for entry in targets["target"].values():
+            entry["secret"] = [
+                *entry.get("secret", ()),
+                *self._compile_secrets(plans, kernels, limit.jobs, work),
+            ]
+        path = work / "kernels.json"
+        path.write_text(render.pretty(targets))
+        compiled = tuple(targets["target"])
+        with log.open("ab") as stream:
+            start = stream.tell()
+            status = self.engine.bake(
+                path,
+                compiled,
+                log=stream,
+                metadata=work / "kernels-metadata.json",
+                progress=options.progress,
+                builder=options.builder,
+                no_cache=options.no_cache,
+            )
+        text = log.read_bytes()[start:].decode(errors="replace")
+        # Whatever the others came to: what is compiled is kept.
+        entries |= kernelbuild.collect(missing, out, self.wheelhouse, say=self.say)
+        if status:
+            self._check_engine(text, log)
+            raise _kernel_failure(text, compiled, limit.jobs, log)
+        if absent := [k.name for k in kernels if k.key not in entries]:
+            raise BuildError(f"the engine gave no wheel of {', '.join(absent)}; the whole log: {log}")
+        return entries
+
+    def _compile_secrets(
+        self, plans: Sequence[Plan], kernels: Sequence[KernelPlan], jobs: int, work: Path
+    ) -> list[str]:
+        (work / "budget").write_text(kernelbuild.budget_secret(kernels, jobs))
+        found = [f"id=budget,src={work / 'budget'}"]
+        if mirrors := bases.machine_mirrors(plans[0].base.suite):
+            path = work / "apt"
+            path.touch(mode=0o600)  # an address may hold a password
+            path.write_text("".join(f"{line}\n" for line in mirrors))
+            found.append(f"id=apt,src={path}")
+        return found
 
     def _check_disk(self, need: estimate.Need, options: Options) -> None:
         root = self.engine.data_root()
@@ -235,6 +409,7 @@ class Builder:
         options: Options,
     ) -> dict[str, Any]:
         contexts = {"entrypoint": str(self.project.entrypoint), "nodes-src": str(self.project.nodes)}
+        contexts |= self._kernel_contexts(plans, work, options)
         local = {}
         if tree is not None:
             staged = work / "comfyui-src"
@@ -261,6 +436,22 @@ class Builder:
                 entry["attest"] = ["type=provenance,disabled=true"]
         return bake
 
+    def _kernel_contexts(self, plans: Sequence[Plan], work: Path, options: Options) -> dict[str, str]:
+        """Kernels' sources that lie on this machine, by the name of their context."""
+        found = {}
+        for name in {k.name for p in plans for k in p.kernels if k.compiled}:
+            kernel = self.matrix.common.kernels[name]
+            tree = options.sources.get(name)
+            if tree is not None:
+                staged = work / f"{name}-src"
+                for file in sources.kernel_files(tree, kernel, f"--source {name}={tree}"):
+                    (staged / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(tree / file, staged / file)
+                found[f"{name}-src"] = str(staged)
+            elif kernel.source.path is not None:
+                found[f"{name}-src"] = str(self.project.root / kernel.source.path)
+        return found
+
     def _secrets(self, work: Path) -> list[str]:
         found = []
         if text := self.settings.secret():
@@ -285,12 +476,29 @@ class Builder:
                         break
         return folder
 
-    def _run(self, plans: Sequence[Plan], bake: Path, work: Path, options: Options, begun: float) -> Report:
+    def _log(self, name: str) -> Path:
         logs = self.cache / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        log = logs / f"{stamp}-{'+'.join(p.name for p in plans)[:80]}.log"
+        log = logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{name[:80]}.log"
         log.touch(mode=0o600)
+        return log
+
+    def _check_engine(self, text: str, log: Path) -> None:
+        """Raise for a failure that is no stage's own."""
+        if not self.engine.alive():
+            raise EngineError(
+                f"the engine ({self.engine.name}) died during the build; the log is {log}",
+                hint="imgbuild doctor --fix starts it again; then repeat the command: finished stages are kept",
+            )
+        if "no space left on device" in text:
+            raise DiskError(
+                f"the disk is full; the log is {log}",
+                hint="imgbuild df shows what takes it; imgbuild prune frees it",
+            )
+
+    def _run(
+        self, plans: Sequence[Plan], bake: Path, work: Path, log: Path, options: Options, begun: float
+    ) -> Report:
         outcomes: list[Outcome] = []
         metadata: dict[str, Any] = {}
         calls = [(p,) for p in plans] if options.keep_going else [tuple(plans)]
@@ -326,16 +534,8 @@ class Builder:
         text = log.read_bytes()[start:].decode(errors="replace")
         if status == 0:
             metadata.update(render.load_json(file))
-        elif not self.engine.alive():
-            raise EngineError(
-                f"the engine ({self.engine.name}) died during the build; the log is {log}",
-                hint="imgbuild doctor --fix starts it again; then repeat the command: finished stages are kept",
-            )
-        elif "no space left on device" in text:
-            raise DiskError(
-                f"the disk is full; the log is {log}",
-                hint="imgbuild df shows what takes it; imgbuild prune frees it",
-            )
+        else:
+            self._check_engine(text, log)
         ended = _Ended(
             status=status, text=text, seconds=seconds, culprit=_culprit(plans, text) if status else None
         )
@@ -388,6 +588,25 @@ def _culprit(plans: Sequence[Plan], text: str) -> str:
     stage, _ = failure(text)
     names = [p.name for p in plans]
     return next((n for n in names if stage and stage.startswith(f"{n} ")), names[0])
+
+
+def _silent(_: str) -> None:
+    """For a look that a louder one follows."""
+
+
+def _kernel_failure(text: str, names: Sequence[str], jobs: int, log: Path) -> BuildError:
+    stage, lines = failure(text)
+    shown = "\n".join([*(f"    {line}" for line in lines), f"the whole log: {log}"])
+    if kernelbuild.KILLED in text:
+        fewer = max(1, jobs // 2)
+        return BuildError(
+            f"a compiler was killed, most likely because memory ran out ({jobs} at once)\n{shown}",
+            hint=f"the same command with --jobs {fewer}, or a lower --memory-share: it goes on from what is compiled",
+        )
+    return BuildError(
+        f"{stage or ', '.join(names)}: a kernel was not compiled\n{shown}",
+        hint="the same command again goes on from what is compiled",
+    )
 
 
 def raise_for(report: Report, command: str) -> None:

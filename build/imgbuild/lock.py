@@ -28,7 +28,7 @@ _FORMAT = 1
 _UV_NEWEST_MANYLINUX = 40
 _LINE = re.compile(
     r"(?P<name>[a-z0-9._-]+)==(?P<version>\S+) --hash=sha256:(?P<sha256>[0-9a-f]{64})"
-    r"  # (?P<filename>\S+\.whl) (?P<size>\d+)"
+    r"  # (?P<filename>\S+\.(?:whl|tar\.gz)) (?P<size>\d+)"
 )
 _HEAD = re.compile(r"# imgbuild lock, inputs sha256:(?P<inputs>\S+) wheels sha256:(?P<wheels>[0-9a-f]{64})")
 

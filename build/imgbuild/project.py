@@ -46,6 +46,10 @@ class Project:
         return self.root / "entrypoint"
 
     @property
+    def kernels(self) -> Path:
+        return self.root / "kernels"
+
+    @property
     def nodes(self) -> Path:
         return self.root / "nodes"
 

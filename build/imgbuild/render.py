@@ -7,6 +7,7 @@ import io
 import json
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -18,11 +19,11 @@ from imgbuild.textfile import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from imgbuild.plan import Plan
 
 _STAGE_SCRIPTS = ("code.py", "install.py", "settle.py")
+_COMPILE_SCRIPTS = ("compile.py", "gate.sh", "measure.py", "prove.py", "source.py", "toolchain.py")
 
 Files = dict[str, str]
 """Path relative to the output folder → text."""
@@ -54,6 +55,9 @@ class _View:
     engine: Abilities
     link: str
     on_host: str
+    machine: str
+    """The target's architecture in ELF's and uname's spelling."""
+    contexts: tuple[str, ...]
     labels: Mapping[str, str]
 
 
@@ -74,6 +78,11 @@ class Renderer:
         self.verbatim = {
             f"stages/{name}": self._read(folder=templates, name=f"stages/{name}") for name in _STAGE_SCRIPTS
         }
+        self.compiling = {
+            f"stages/{name}": self._read(folder=templates, name=f"stages/{name}") for name in _COMPILE_SCRIPTS
+        }
+        # The tool's own reader of GPU code: the same in a build stage as in `imgbuild verify`.
+        self.compiling["stages/fatbin.py"] = self._read(folder=Path(__file__).parent, name="fatbin.py")
         self.verbatim |= {
             name: self._read(folder=templates.parent, name=name) for name in ("LICENSE", "NOTICE")
         }
@@ -114,6 +123,8 @@ class Renderer:
             engine=engine,
             link="--link " if engine.link else "",
             on_host="--platform=$BUILDPLATFORM " if engine.cross else "",
+            machine=plan.manylinux.partition("-")[0],
+            contexts=("comfyui-src", "entrypoint", "nodes-src", *kernel_contexts(plan)),
             labels=plan.labels,
         )
         files = {
@@ -126,7 +137,20 @@ class Renderer:
             "requirements/uv.txt": requirements_text(plan.tool),
         }
         files.update({f"requirements/{layer.name}.txt": layer.requirements() for layer in plan.layers})
+        if plan.toolchain is not None:
+            files.update(self.compiling)
+            files["requirements/compiler.txt"] = requirements_text(plan.toolchain.compiler)
+            files["requirements/tools.txt"] = requirements_text(plan.toolchain.tools)
+        for kernel in plan.kernels:
+            files[f"kernels/{kernel.name}.json"] = pretty(kernel.recipe())
+            if kernel.wheels:
+                files[f"kernels/{kernel.name}.txt"] = kernel.requirements()
         return files
+
+
+def kernel_contexts(plan: Plan) -> tuple[str, ...]:
+    """The named contexts that the kernels' sources come in as."""
+    return tuple(f"{k.name}-src" for k in plan.kernels if k.kind in ("git", "path", "tree"))
 
 
 def _what(error: Exception) -> str:
@@ -175,6 +199,10 @@ def bake_file(
         named = dict(contexts)
         source = (sources or {}).get(plan.name) or f"{plan.source.git}#{plan.source.commit}"
         named["comfyui-src"] = source
+        for kernel in plan.kernels:
+            context = f"{kernel.name}-src"
+            if context in kernel_contexts(plan) and context not in named:
+                named[context] = kernel.path or f"{kernel.git}#{kernel.identity}"
         if base_contexts and plan.base.name in base_contexts:
             named["base"] = named["host"] = base_contexts[plan.base.name]
         targets[plan.name] = {

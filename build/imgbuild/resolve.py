@@ -111,6 +111,36 @@ def resolve(
         )
 
 
+def resolve_sdist(requirement: str, *, settings: Settings, env: Mapping[str, str]) -> Wheel:
+    """The source archive of a pinned version, without running any of its code."""
+    name, _, version = requirement.partition("==")
+    with tempfile.TemporaryDirectory() as folder:
+        wanted, config = Path(folder) / "requirements.in", Path(folder) / "uv.toml"
+        wanted.write_text(f"{requirement}\n")
+        # Or uv would run its setup.py, which imports torch, to ask what it depends on.
+        config.write_text(
+            f'[[dependency-metadata]]\nname = "{name}"\nversion = "{version}"\nrequires-dist = []\n'
+        )
+        output = Path(folder) / "pylock.toml"
+        argv = [uv_program(), "pip", "compile", str(wanted), "--config-file", str(config), "--no-progress"]
+        argv += ["--quiet", "--no-deps", "--no-binary", ":all:", "--format", "pylock.toml"]
+        argv += ["--output-file", str(output)]
+        done = proc.run(argv, env=settings.environment(env), check=False, timeout=_TIMEOUT)
+        if done.returncode:
+            raise _failure(done.stderr or done.stdout, "of any version", "any platform")
+        package = tomllib.loads(output.read_text())["packages"][0]
+    if "sdist" not in package:
+        raise ConfigError(f"the package index has no source archive of {requirement}")
+    file = package["sdist"]
+    return Wheel(
+        name=canonicalize_name(name),
+        version=version,
+        filename=_filename(file),
+        sha256=file["hashes"]["sha256"],
+        size=_size(file, settings),
+    )
+
+
 def _preferences(wheels: Iterable[Wheel], python: str) -> str:
     lines = ['lock-version = "1.0"', 'created-by = "imgbuild"', f'requires-python = ">={python}"']
     for w in wheels:

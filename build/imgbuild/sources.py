@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from imgbuild import proc
 from imgbuild.errors import ConfigError, DriftError, NetworkError
+from imgbuild.kernels import KernelSource, tree_hash
 from imgbuild.locking import read_pins, read_plain_lock, same_requirements, source_lock_name
 from imgbuild.plan import Source, pinned_source, requirements_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from imgbuild.matrix import Matrix
+    from imgbuild.matrix import Kernel, Matrix
     from imgbuild.project import Project
     from imgbuild.settings import Settings
 
@@ -113,3 +114,38 @@ def fallback_tree(
         with contextlib.suppress(OSError):  # another build was faster: the same files
             found.rename(tree)
     return tree
+
+
+def kernel_files(tree: Path, kernel: Kernel, option: str) -> tuple[str, ...]:
+    """The files of a kernel's checkout that its build may read; ConfigError when it is none."""
+    if not tree.is_dir():
+        raise ConfigError(f"{option}: there is no such folder")
+    if not (tree / "setup.py").is_file():
+        raise ConfigError(f"{option}: has no setup.py", hint="name the folder that holds it")
+    listed = _git(tree, "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".")
+    if listed is not None:
+        names = [n for n in listed.split("\0") if n]
+    else:
+        names = [p.relative_to(tree).as_posix() for p in tree.rglob("*") if "__pycache__" not in p.parts]
+    left_out = tuple(f"{folder}/" for folder in (*kernel.source.leave_out, ".git", "build"))
+    return tuple(sorted(n for n in names if not n.startswith(left_out) and (tree / n).is_file()))
+
+
+def kernel_checkout(kernel: Kernel, tree: Path, option: str) -> KernelSource:
+    """A checkout as a kernel's source: the pinned commit when it is just that, else its content."""
+    files = kernel_files(tree, kernel, option)
+    commit = kernel.source.commit
+    head = (_git(tree, "rev-parse", "HEAD") or "").strip()
+    if commit is not None and head == commit:
+        left_out = [f":(exclude){folder}" for folder in kernel.source.leave_out]
+        if _git(tree, "status", "--porcelain", "--", ".", *left_out) == "":
+            return KernelSource(kind="git", identity=commit)
+    return KernelSource(kind="tree", identity=tree_hash(tree, files))
+
+
+def _git(tree: Path, *words: str) -> str | None:
+    """What git says of a checkout; None when it is none."""
+    if not (tree / ".git").exists() or not proc.which("git"):
+        return None
+    done = proc.run(["git", "-C", str(tree), *words], check=False, timeout=60)
+    return done.stdout if done.returncode == 0 else None

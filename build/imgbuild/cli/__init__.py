@@ -31,6 +31,8 @@ VERBS = {
     "render": "Write the Dockerfiles and everything else that follows from the matrix.",
     "schema": "Print the JSON Schema of the YAML files.",
     "targets": "List the targets.",
+    "verify": "Prove that an image or a wheel holds code that its GPU runs.",
+    "wheels": "Compiled kernels: kept, looked at, shared with a registry.",
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from imgbuild.matrix import Matrix
     from imgbuild.project import Project
@@ -66,11 +66,11 @@ def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str)
 targets_argument = click.argument("targets", nargs=-1, metavar="[TARGET]...", shell_complete=complete_target)
 
 
-def parse_sources(texts: tuple[str, ...]) -> dict[str, Path]:
+def parse_sources(texts: tuple[str, ...], kernels: Iterable[str] = ()) -> dict[str, Path]:
     """`--source NAME=PATH`, several."""
     from imgbuild.errors import ConfigError, nearest
 
-    known = ("comfyui",)
+    known = ("comfyui", *kernels)
     found: dict[str, Path] = {}
     for text in texts:
         name, equals, path = text.partition("=")
@@ -80,7 +80,7 @@ def parse_sources(texts: tuple[str, ...]) -> dict[str, Path]:
             near = nearest(name, known)
             raise ConfigError(
                 f"--source: no source {name!r}"
-                + (f"; did you mean {near!r}?" if near else f"; there is: {known[0]}")
+                + (f"; did you mean {near!r}?" if near else f"; there are: {', '.join(known)}")
             )
         found[name] = Path(path)
     return found
@@ -99,3 +99,25 @@ wheels_option = click.option(
     type=click.Path(path_type=Path),
     help="A folder with wheels, looked at before the index; may be repeated.",
 )
+wheelhouse_option = click.option(
+    "--wheelhouse",
+    "where",
+    metavar="REGISTRY/PATH",
+    envvar="IMGBUILD_WHEELHOUSE",
+    show_envvar=True,
+    help="A registry's compiled kernels: they lie in REGISTRY/PATH/wheelhouse/KERNEL:KEY.",
+)
+
+
+def budget_options(f: F) -> F:
+    """How much a compile may take of the machine."""
+    f = click.option(
+        "--memory-share",
+        type=float,
+        default=0.75,
+        show_default=True,
+        help="Of the available memory, for compilers.",
+    )(f)
+    return click.option(
+        "--jobs", type=int, help="Compilers at once; as many as cores and memory allow, if not given."
+    )(f)

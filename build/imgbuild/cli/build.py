@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from imgbuild.cli.app import App, complete_target, parse_sources, source_option, wheels_option
+from imgbuild.cli.app import (
+    App,
+    budget_options,
+    complete_target,
+    parse_sources,
+    source_option,
+    wheelhouse_option,
+    wheels_option,
+)
 
 if TYPE_CHECKING:
     from imgbuild.build import Report
@@ -25,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--output", help="BuildKit's own --output instead, such as type=oci,dest=image.tar.")
 @source_option
 @wheels_option
-@click.option("--no-fallback", is_flag=True, help="Fail where the pinned ComfyUI cannot be reached.")
+@click.option("--no-fallback", is_flag=True, help="Fail where a pinned source cannot be reached.")
 @click.option(
     "--base",
     type=click.Choice(["auto", "registry", "bootstrap"]),
@@ -33,6 +41,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Debian from the registry, or bootstrapped from a package mirror.",
 )
+@wheelhouse_option
+@budget_options
 @click.option("--refresh-base", is_flag=True, help="Bootstrap anew, with Debian's latest fixes.")
 @click.option("--no-cache", is_flag=True, help="Run every stage again.")
 @click.option("--progress", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
@@ -56,6 +66,9 @@ def command(
     wheels: tuple[Path, ...],
     no_fallback: bool,
     base: str,
+    where: str | None,
+    jobs: int | None,
+    memory_share: float,
     refresh_base: bool,
     no_cache: bool,
     progress: str,
@@ -65,10 +78,12 @@ def command(
     metadata_file: Path | None,
 ) -> None:
     """Build images."""
+    from imgbuild.artifacts import Artifacts
     from imgbuild.build import Builder, Options, raise_for
     from imgbuild.engines.docker import Docker
     from imgbuild.engines.podman import Podman
     from imgbuild.errors import ConfigError
+    from imgbuild.kernelbuild import check_jobs
     from imgbuild.report import notice, say
 
     if sum(map(bool, (load, push, output))) > 1:
@@ -81,7 +96,7 @@ def command(
         raise ConfigError("--all and --target exclude one another")
     selected = app.matrix().select(targets, everything=everything)
     options = Options(
-        sources=parse_sources(sources),
+        sources=parse_sources(sources, app.matrix().common.kernels),
         fallback=not no_fallback,
         base=cast("Any", base),  # click.Choice holds the same words
         refresh_base=refresh_base,
@@ -93,7 +108,10 @@ def command(
         dry_run=dry_run,
         keep_going=keep_going,
         force=force,
+        jobs=jobs,
+        memory_share=memory_share,
     )
+    check_jobs(jobs, memory_share)
     work = Builder(
         project=app.project(),
         matrix=app.matrix(),
@@ -103,6 +121,7 @@ def command(
         engine=Podman(app.env) if engine == "podman" else Docker(app.env),
         say=say,
         notice=notice,
+        registry=Artifacts(where, env=app.env) if where else None,
     )
     report = work.build(selected, options)
     _show(report)

@@ -19,6 +19,7 @@ def command(app: App, targets: tuple[str, ...], check: bool, show_diff: bool, ou
     """Write the Dockerfiles and everything else that follows from the matrix."""
     from imgbuild import projections, render
     from imgbuild.errors import ConfigError, DriftError
+    from imgbuild.lint import refuse_findings
     from imgbuild.plan import make_plans
     from imgbuild.report import say
 
@@ -29,6 +30,7 @@ def command(app: App, targets: tuple[str, ...], check: bool, show_diff: bool, ou
     files = projections.target_files(plans, render.Renderer(project.templates))
     if whole:
         files.update(projections.shared_files(project, plans))
+    refuse_findings(files)
     folder = output or project.root
     owned = ["rendered"] if whole else [f"rendered/{t.name}" for t in selected]
     if check or show_diff:

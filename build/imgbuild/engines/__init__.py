@@ -7,6 +7,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from imgbuild.bases import LocalBase
@@ -44,6 +45,12 @@ class Engine(Protocol):
         """Where images are stored, when that is on this machine."""
 
     def find(self, tag: str) -> Image | None: ...
+
+    def export(self, tag: str) -> AbstractContextManager[IO[bytes]]:
+        """The whole file system of an image, as a tar stream; nothing is left behind in the engine.
+
+        EngineError when there is no such image, or when the engine stops halfway.
+        """
 
     def base_context(self, base: LocalBase, arch: str) -> str:
         """How a bake file names a bootstrapped base for this engine."""

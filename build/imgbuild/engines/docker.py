@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from imgbuild import proc
 from imgbuild.engines import Image
@@ -12,13 +14,14 @@ from imgbuild.errors import EngineError
 from imgbuild.render import BUILDKIT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from imgbuild.bases import LocalBase
 
 _REMEDY = "imgbuild doctor --fix installs and starts one on Debian and Ubuntu"
 _BAKE_ASKS = (0, 17)
 """From this buildx on, bake asks before it reads outside its folder."""
+_CHUNK = 1 << 20
 
 
 class Docker:
@@ -86,6 +89,28 @@ class Docker:
             size=int(attrs.get("Size", 0)),
         )
 
+    @contextmanager
+    def export(self, tag: str) -> Iterator[IO[bytes]]:
+        """The image's file system as a tar stream, out of a container that is never started."""
+        from docker.errors import DockerException  # noqa: PLC0415
+
+        image = self.find(tag)
+        if image is None:
+            raise EngineError(f"Docker has no image {tag}")
+        try:
+            # A command, for images that name none; the platform, for images of another one.
+            container = self.client.containers.create(tag, command=["none"], platform=image.platform)
+        except (DockerException, OSError) as e:
+            raise EngineError(f"Docker cannot make a container of {tag}: {_short(e)}") from None
+        try:
+            with io.BufferedReader(_Chunks(container.export(chunk_size=_CHUNK)), _CHUNK) as stream:
+                yield cast("IO[bytes]", stream)
+        except DockerException as e:
+            raise EngineError(f"Docker stopped while it gave out {tag}: {_short(e)}") from None
+        finally:
+            with suppress(DockerException, OSError):  # what went wrong is told already
+                container.remove(v=True, force=True)
+
     def base_context(self, base: LocalBase, arch: str) -> str:  # noqa: ARG002  (its layout holds all platforms)
         return base.context
 
@@ -125,6 +150,31 @@ class Docker:
         if self.buildx_version() >= _BAKE_ASKS:
             argv += ["--allow", "fs.read=/"]
         return proc.stream([*argv, *targets], log=log, env=self.env)
+
+
+class _Chunks(io.RawIOBase):
+    """A file made of the pieces that the SDK hands over."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        from requests import RequestException  # noqa: PLC0415
+
+        while not self._rest:
+            try:
+                self._rest = memoryview(next(self._chunks))
+            except StopIteration:
+                return 0
+            except (RequestException, OSError) as e:
+                raise EngineError(f"Docker stopped halfway: {_short(e)}") from None
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
 
 
 def _short(e: Exception) -> str:

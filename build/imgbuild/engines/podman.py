@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -13,11 +17,12 @@ from imgbuild.errors import ConfigError, EngineError
 from imgbuild.render import PODMAN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from imgbuild.bases import LocalBase
 
 _CAP_SYS_RESOURCE = 1 << 24
+_CHUNK = 1 << 20
 _PREFIX = "localhost/"
 """Podman does not take a short name for a local image."""
 
@@ -72,6 +77,53 @@ class Podman:
             size=int(found.get("Size", 0)),
         )
 
+    @contextmanager
+    def export(self, tag: str) -> Iterator[IO[bytes]]:
+        """The image's file system as a tar stream, out of a container that is never started."""
+        image = self.find(tag)
+        if image is None:
+            raise EngineError(f"Podman has no image {tag}")
+        # A command, for images that name none.
+        argv = self._podman("create", "--pull=never", "--network=none", image.tag, "none")
+        container = proc.run(argv, env=self.env, timeout=300).stdout.split()[-1]
+        try:
+            with self._exported(container) as stream:
+                yield stream
+        except proc.ProcError as e:
+            raise EngineError(f"Podman stopped while it gave out {tag}: {e.output.strip()[-400:]}") from None
+        finally:
+            argv = self._podman("rm", "--force", "--volumes", container)
+            proc.run(argv, env=self.env, check=False, timeout=300)
+
+    @contextmanager
+    def _exported(self, container: str) -> Iterator[IO[bytes]]:
+        """Podman writes into a named pipe, in a thread, and the caller reads."""
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as thread:
+            pipe = Path(folder, "pipe")
+            os.mkfifo(pipe, 0o600)
+            reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+            # As long as somebody could write, a reader waits; so Podman may open the pipe late, or never.
+            writer = os.open(pipe, os.O_WRONLY)
+            os.set_blocking(reader, True)
+
+            def give_out() -> None:
+                try:
+                    proc.run(self._podman("export", "--output", pipe, container), env=self.env)
+                finally:
+                    os.close(writer)
+
+            with os.fdopen(reader, "rb", _CHUNK) as stream:
+                done = thread.submit(give_out)
+                try:
+                    yield stream
+                except Exception:
+                    _drain(stream)
+                    done.result()  # where Podman failed, that is the cause
+                    raise
+                finally:
+                    _drain(stream)
+            done.result()
+
     def base_context(self, base: LocalBase, arch: str) -> str:
         """Import the bootstrapped tar as a local image, once."""
         reference = (
@@ -124,6 +176,12 @@ class Podman:
             argv += ["--tag", _PREFIX + tag]
         context = target["context"]
         return [*argv, "--target", target["target"], "--file", f"{context}/{target['dockerfile']}", context]
+
+
+def _drain(stream: IO[bytes]) -> None:
+    """Read to the end: Podman would wait for ever to write the rest."""
+    while stream.read(_CHUNK):
+        pass
 
 
 def _may_raise_limits() -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import fnmatch
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from settle import OUT, settle
 
 VENV = Path("/opt/venv")
-REQUIREMENTS = "/tmp/requirements.txt"
+REQUIREMENTS = Path("/tmp/requirements.txt")
 EDITS = Path("/tmp/edits.json")
 WHEELS = Path("/wheels")
 
@@ -21,15 +22,27 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--epoch", type=int, required=True)
     parser.add_argument("--platform", required=True, help="the target's, in uv's spelling")
+    parser.add_argument("--wheels", action="store_true", help="what lies in /wheels, and nothing else")
     args = parser.parse_args()
-    install(args.platform)
-    apply_edits(json.loads(EDITS.read_text()))
+    install(args.platform, what_lies_there() if args.wheels else REQUIREMENTS)
+    if EDITS.exists():
+        apply_edits(json.loads(EDITS.read_text()))
     (OUT / "opt").mkdir(parents=True)
     VENV.rename(OUT / "opt/venv")
     settle(args.epoch)
 
 
-def install(platform: str) -> None:
+def what_lies_there() -> Path:
+    """Requirements of the wheels at hand: compiled ones, which no lock can name before they are made."""
+    requirements = Path("/opt/requirements.txt")
+    found = sorted(WHEELS.glob("*.whl"))
+    hashes = [hashlib.sha256(w.read_bytes()).hexdigest() for w in found]
+    lines = [f"{w} --hash=sha256:{h}\n" for w, h in zip(found, hashes, strict=True)]
+    requirements.write_text("".join(lines))
+    return requirements
+
+
+def install(platform: str, requirements: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(VENV)], check=True)
     for script in VENV.glob("bin/[aA]ctivate*"):
         script.unlink()
@@ -43,7 +56,7 @@ def install(platform: str) -> None:
     if any(WHEELS.glob("*.whl")):
         env["UV_FIND_LINKS"] = ",".join(filter(None, [str(WHEELS), env.get("UV_FIND_LINKS")]))
     command = ["/uv/bin/uv", "pip", "install", "--python", str(VENV / "bin/python")]
-    command += ["--python-platform", platform, "--requirement", REQUIREMENTS]
+    command += ["--python-platform", platform, "--requirement", str(requirements)]
     command += ["--require-hashes", "--no-deps", "--only-binary", ":all:", "--no-config", "--no-progress"]
     # uv's cache lies beside the venv and goes with it: hard links, and nothing is stored twice.
     command += ["--cache-dir", "/opt/uv-cache", "--link-mode", "hardlink"]

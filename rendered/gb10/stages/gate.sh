@@ -1,0 +1,13 @@
+#!/bin/sh
+# nvcc, when it is its turn: kernels that compile at the same time share one number of places, so that all
+# of them together stay within the budget, and none waits while a place is free.
+if [ -z "$IMGBUILD_PLACES" ]; then exec /opt/cuda/bin/nvcc "$@"; fi
+while :; do
+    place=0
+    while [ "$place" -lt "$IMGBUILD_PLACES" ]; do
+        exec 9> "/run/gate/$place"
+        if flock --nonblock 9; then exec /opt/cuda/bin/nvcc "$@"; fi # held until nvcc ends, however it ends
+        place=$((place + 1))
+    done
+    sleep 0.3
+done

@@ -1,0 +1,65 @@
+"""Part of a compile stage: runs a command, shows what it prints, and notes time and memory."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+_EVERY = 3.0  # seconds between two looks at the memory
+_KILLED = re.compile(
+    r"Killed signal|died due to signal 9|signal 9 \(Kill|: Killed$|terminated by signal 9|Killed\s+\(program"
+)
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def measured(command: list[str], *, cwd: Path, env: dict[str, str]) -> tuple[int, dict[str, object]]:
+    """Status; and seconds, and the most memory (bytes, resident) of all processes together and of one."""
+    begun = time.monotonic()
+    peak = Peak()
+    watcher = threading.Thread(target=peak.watch, daemon=True)
+    watcher.start()
+    killed = False
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        for line in process.stdout or ():
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            killed = killed or bool(_KILLED.search(line))
+    peak.stop.set()
+    if process.returncode and killed:
+        print("imgbuild: a compiler was killed, most likely because memory ran out", flush=True)
+    record = {
+        "seconds": round(time.monotonic() - begun, 1),
+        "peak_bytes": peak.total,
+        "peak_process_bytes": peak.one,
+    }
+    print(
+        f"imgbuild: {record['seconds']} s, at most {peak.total / 1e9:.1f} GB, one process {peak.one / 1e9:.1f} GB"
+    )
+    return process.returncode, record
+
+
+class Peak:
+    def __init__(self) -> None:
+        self.total = self.one = 0
+        self.stop = threading.Event()
+
+    def watch(self) -> None:
+        while not self.stop.wait(_EVERY):
+            sizes = [0]
+            for path in Path("/proc").glob("[0-9]*/statm"):
+                try:
+                    sizes.append(int(path.read_text().split()[1]) * _PAGE)
+                except (OSError, IndexError):  # it has ended meanwhile
+                    continue
+            self.total, self.one = max(self.total, sum(sizes)), max(self.one, *sizes)
