@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 IMGBUILD := $(VENV)/bin/imgbuild
 
-.PHONY: image test check lint clean
+.PHONY: image test test-gpu check lint clean
 
 image: $(VENV)/.ready  ## Mend the machine where needed (as root on Debian and Ubuntu), then build TARGET
 	$(IMGBUILD) doctor --fix
@@ -12,6 +12,9 @@ image: $(VENV)/.ready  ## Mend the machine where needed (as root on Debian and U
 
 test: $(VENV)/.ready  ## Every test that this machine can run; what is skipped says why
 	$(VENV)/bin/pytest $(ARGS)
+
+test-gpu: $(VENV)/.ready  ## The kernels of TARGET's image against PyTorch, on this machine's GPU
+	$(VENV)/bin/python tests/gpu/in_image.py $(or $(IMAGE),comfyui:$(TARGET)) --keep
 
 check: $(VENV)/.ready lint  ## What has drifted, and what a linter sees
 	$(IMGBUILD) lock --check

@@ -17,7 +17,7 @@ from imgbuild.project import Project
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_PARTS = ("images", "templates", "entrypoint", "nodes", "LICENSE", "NOTICE")
+_PARTS = ("images", "templates", "entrypoint", "kernels", "nodes", "LICENSE", "NOTICE")
 
 
 def copy_project(project: Project, to: Path, *, image: str | None = None) -> Project:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from imgbuild import bases, estimate, kernelbuild, proc, render, sources
+from imgbuild import bases, estimate, kernelbuild, lint, proc, render, sources
 from imgbuild.errors import BuildError, ConfigError, DiskError, EngineError, NetworkError
+from imgbuild.history import Recorder
 from imgbuild.kernels import KernelPlan, KernelSource
 from imgbuild.locking import read_pins
 from imgbuild.plan import Plan, Source, make_plan, pinned_source
@@ -144,9 +145,10 @@ class Builder:
         return sources.fallback_source(self.matrix), tree
 
     def plans(self, targets: Sequence[Target], source: Source, options: Options) -> tuple[Plan, ...]:
-        plans = tuple(self._plan(target, source, self._given(target, options)) for target in targets)
+        plans = [self._plan(target, source, self._given(target, options)) for target in targets]
+        asked: dict[str, bool] = {}
         return tuple(
-            self._reachable(target, plan, source, options)
+            self._reachable(target, plan, source, options, asked)
             for target, plan in zip(targets, plans, strict=True)
         )
 
@@ -161,19 +163,23 @@ class Builder:
             if name in target.kernels
         }
 
-    def _reachable(self, target: Target, plan: Plan, source: Source, options: Options) -> Plan:
-        """The plan with a fallback for each kernel that is not at hand and whose upstream cannot be reached."""
+    def _reachable(
+        self, target: Target, plan: Plan, source: Source, options: Options, asked: dict[str, bool]
+    ) -> Plan:
+        """The plan with a fallback for each kernel that is not at hand and whose upstream cannot be reached.
+
+        `asked` holds what is known of upstream hosts: one that is out of reach takes its time to say so.
+        """
         given = self._given(target, options)
-        absent = [
-            k
-            for k in kernelbuild.find([plan], self.wheelhouse, self.registry, say=_silent).missing
-            if k[1].kind == "git"
-            and k[1].name not in given
-            and k[1].name in (options.kernels or target.kernels)
-        ]
+        missing = kernelbuild.find(
+            [plan], self.wheelhouse, self.registry, say=self.say, only=options.kernels, quiet=True
+        ).missing
         replaced = dict(given)
-        for _, kernel in absent:
-            if sources.upstream_reachable(str(kernel.git), self.settings.environment(self.env)):
+        for kernel in (k for _, k in missing if k.kind == "git" and k.name not in given):
+            git = str(kernel.git)
+            if git not in asked:
+                asked[git] = sources.upstream_reachable(git, self.settings.environment(self.env))
+            if asked[git]:
                 continue
             fallback = self.matrix.common.kernels[kernel.name].source.fallback
             if not options.fallback or fallback is None:
@@ -278,6 +284,11 @@ class Builder:
             if options.dry_run:
                 self._say_kernels(plans, options.kernels)
                 return ()
+            found = kernelbuild.find(
+                plans, self.wheelhouse, self.registry, say=self.say, only=options.kernels, quiet=True
+            )
+            if not found.missing:  # then neither a base nor an engine is needed
+                return tuple(self._kernels(plans, {}, work, work / "log", options).values())
             bake = self._prepare(plans, work, tree=None, options=options)
             log = self._log("+".join(["kernels", *(p.name for p in plans)]))
             return tuple(self._kernels(plans, bake, work, log, options).values())
@@ -288,6 +299,7 @@ class Builder:
         setups: dict[str, str] = {}
         for plan in plans:
             files = renderer.context(plan, self.engine.abilities)
+            lint.refuse_findings(files)
             setups[plan.base.name] = files["base-setup.sh"]
             render.write(files, work / plan.name)
         return setups
@@ -299,21 +311,16 @@ class Builder:
         return self._bake_file(plans, work, tree=tree, base_contexts=base_contexts, options=options)
 
     def _say_kernels(self, plans: Sequence[Plan], only: Sequence[str] = ()) -> None:
-        for plan, kernel in kernelbuild.find(plans, self.wheelhouse, self.registry, say=self.say).missing:
-            if not only or kernel.name in only:
-                self.say(
-                    f"{kernel.name} {kernel.version} for {plan.name}: would be compiled, key {kernel.key}"
-                )
+        found = kernelbuild.find(plans, self.wheelhouse, self.registry, say=self.say, only=only)
+        for plan, kernel in found.missing:
+            self.say(f"{kernel.name} {kernel.version} for {plan.name}: would be compiled, key {kernel.key}")
 
     def _kernels(
         self, plans: Sequence[Plan], bake: Mapping[str, Any], work: Path, log: Path, options: Options
     ) -> dict[str, Entry]:
         """The wheels of all kernels of these plans, by key; what is in no wheelhouse is compiled now."""
-        found = kernelbuild.find(plans, self.wheelhouse, self.registry, say=self.say)
-        entries = {
-            k: e for k, e in found.entries.items() if not options.kernels or e.kernel in options.kernels
-        }
-        missing = [m for m in found.missing if not options.kernels or m[1].name in options.kernels]
+        found = kernelbuild.find(plans, self.wheelhouse, self.registry, say=self.say, only=options.kernels)
+        entries, missing = dict(found.entries), found.missing
         if not missing:
             return entries
         if not self.engine.abilities.overrides:
@@ -413,7 +420,7 @@ class Builder:
         local = {}
         if tree is not None:
             staged = work / "comfyui-src"
-            _stage(tree, staged)
+            stage(tree, staged)
             local = {plan.name: str(staged) for plan in plans}
         bake = render.bake_file(
             plans,
@@ -502,8 +509,13 @@ class Builder:
         outcomes: list[Outcome] = []
         metadata: dict[str, Any] = {}
         calls = [(p,) for p in plans] if options.keep_going else [tuple(plans)]
+        recorder = Recorder(self.project, self.cache, plans, comfyui=work / "comfyui-src", say=self.say)
         for call in calls:
-            outcomes += self._bake(call, bake, work, log, options, metadata)
+            came = tuple(self._bake(call, bake, work, log, options, metadata))
+            recorder.finished(
+                came, engine=self.engine.name, bake=bake, log=log, wheels=self.wheelhouse.entries
+            )
+            outcomes += came
         return Report(outcomes=tuple(outcomes), log=log, seconds=time.monotonic() - begun, metadata=metadata)
 
     def _bake(
@@ -590,10 +602,6 @@ def _culprit(plans: Sequence[Plan], text: str) -> str:
     return next((n for n in names if stage and stage.startswith(f"{n} ")), names[0])
 
 
-def _silent(_: str) -> None:
-    """For a look that a louder one follows."""
-
-
 def _kernel_failure(text: str, names: Sequence[str], jobs: int, log: Path) -> BuildError:
     stage, lines = failure(text)
     shown = "\n".join([*(f"    {line}" for line in lines), f"the whole log: {log}"])
@@ -653,7 +661,7 @@ def _output(options: Options) -> str:
     return "type=docker,compression=uncompressed,oci-mediatypes=true"
 
 
-def _stage(tree: Path, to: Path) -> None:
+def stage(tree: Path, to: Path) -> None:
     """Copy a ComfyUI tree without what is not its code: models, virtual environments, paths and passwords."""
     listed = (
         proc.run(

@@ -154,7 +154,7 @@ def runs(code_arch: str, capability: str, kind: str) -> Runs:
     does not know which is which.
     """
     major, minor = split_capability(capability)
-    found = re.fullmatch(r"[a-z]+_([0-9]{1,9})([af]?)", code_arch, flags=re.ASCII)
+    found = re.fullmatch(r"[a-z]+_([0-9]{1,10})([af]?)", code_arch, flags=re.ASCII)
     if found is None:
         raise FatbinError(f"{code_arch!r} is no architecture")
     own_major, own_minor = divmod(int(found[1]), 10)

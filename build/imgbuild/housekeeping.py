@@ -46,7 +46,9 @@ def usage(docker: Docker | None, cache: Path, repository: str) -> tuple[Usage, .
         found.append(Usage(kind="build-cache", count=len(records), bytes=size, where="engine"))
     for kind in KINDS[2:]:
         folder = cache / kind
-        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        # Of the wheelhouse its wheels; its lock, and what it set aside, are none.
+        pattern = "*/*/*.whl" if kind == "wheelhouse" else "*"
+        entries = [p for p in folder.glob(pattern) if "rejected" not in p.parts] if folder.is_dir() else []
         found.append(Usage(kind=kind, count=len(entries), bytes=folder_size(folder), where=str(folder)))
     return tuple(found)
 

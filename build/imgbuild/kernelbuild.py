@@ -88,32 +88,54 @@ class Found:
 
 
 def find(
-    plans: Sequence[Plan], store: Wheelhouse, registry: Artifacts | None, *, say: Callable[[str], None]
+    plans: Sequence[Plan],
+    store: Wheelhouse,
+    registry: Artifacts | None,
+    *,
+    say: Callable[[str], None],
+    only: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Found:
-    """Look into the local wheelhouse, then into the registry's."""
+    """Look into the local wheelhouse, then into the registry's.
+
+    `only` names kernels, none means all. `quiet`: what is at hand already is not said, what is pulled is.
+    """
     entries: dict[str, Entry] = {}
     missing: dict[str, tuple[Plan, KernelPlan]] = {}
     for plan in plans:
         for kernel in plan.kernels:
-            if not kernel.compiled or kernel.key in entries or kernel.key in missing:
+            if not kernel.compiled or (only and kernel.name not in only):
                 continue
+            if kernel.key in entries or kernel.key in missing:
+                continue
+            words = f"{kernel.name} {kernel.version} for {plan.name} ({', '.join(kernel.code)})"
             entry = store.get(kernel.name, kernel.key, distribution=kernel.distribution)
-            place = "the wheelhouse"
             if entry is None and registry is not None:
-                try:
-                    entry = registry.pull(kernel.name, kernel.key, store, distribution=kernel.distribution)
-                    place = registry.where
-                except RegistryError as e:  # its loss costs time, not the build
-                    say(f"{e.message}: {kernel.name} for {plan.name} is compiled instead")
+                entry = _pulled(kernel, words, store, registry, say=say)
+            elif entry is not None and not quiet:
+                say(
+                    f"{words}: in the wheelhouse, key {kernel.key}; compiling it took {duration(entry.seconds)}"
+                )
             if entry is None:
                 missing[kernel.key] = (plan, kernel)
-                continue
-            say(
-                f"{kernel.name} {kernel.version} for {plan.name} ({', '.join(kernel.code)}): from {place}, "
-                f"key {kernel.key}; compiling it took {duration(entry.seconds)}"
-            )
-            entries[kernel.key] = entry
+            else:
+                entries[kernel.key] = entry
     return Found(entries=entries, missing=tuple(missing.values()))
+
+
+def _pulled(
+    kernel: KernelPlan, words: str, store: Wheelhouse, registry: Artifacts, *, say: Callable[[str], None]
+) -> Entry | None:
+    try:
+        entry = registry.pull(kernel.name, kernel.key, store, distribution=kernel.distribution)
+    except RegistryError as e:  # its loss costs time, not the build
+        say(f"{words}: not from {registry.where}: {e.message}")
+        return None
+    if entry is not None:
+        say(
+            f"{words}: pulled from {registry.where}, key {kernel.key}; compiling it took {duration(entry.seconds)}"
+        )
+    return entry
 
 
 def target_name(plan: Plan, kernel: KernelPlan) -> str:

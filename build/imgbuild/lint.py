@@ -110,6 +110,16 @@ def _of_file(kind: _Kind | None, text: str, contexts: frozenset[str] | None) -> 
     return tuple(dict.fromkeys(check.found))
 
 
+@functools.lru_cache(maxsize=1024)
+def _of_shell(text: str) -> tuple[Finding, ...]:
+    check = _Check()
+    read = _Shell(text, 1)
+    check.commands(read.commands)
+    for heredoc in read.heredocs:
+        check.heredoc(heredoc)
+    return tuple(check.found)
+
+
 def _named_contexts(files: Mapping[str, str]) -> dict[str, frozenset[str]]:
     """What the bake files give each Dockerfile beside its own stages."""
     found: dict[str, frozenset[str]] = {}
@@ -568,10 +578,7 @@ class _Check:
     # -- shell
 
     def shell(self, text: str, line: int) -> None:
-        read = _Shell(text, line)
-        self.commands(read.commands)
-        for heredoc in read.heredocs:
-            self.heredoc(heredoc)
+        self.found += [replace(f, line=f.line + line - 1) for f in _of_shell(text)]
 
     def commands(self, commands: Sequence[Command]) -> None:
         """The commands of one script, in their order: what a later one checks, an earlier one may fetch."""

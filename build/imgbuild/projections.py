@@ -65,8 +65,8 @@ def with_table(text: str, plans: Sequence[Plan]) -> str:
 
 def targets_table(plans: Sequence[Plan]) -> str:
     rows = [
-        "| target | made for | platform | compute capability | CUDA | torch | starts with |",
-        "| --- " * 7 + "|",
+        "| target | made for | platform | compute capability | kernels, and the code in them | CUDA | torch | starts with |",
+        "| --- " * 8 + "|",
     ]
     for plan in plans:
         flags = plan.profile["profiles"]["default"]["flags"]
@@ -76,6 +76,7 @@ def targets_table(plans: Sequence[Plan]) -> str:
             plan.title,
             plan.platform,
             plan.compute_capability or "none",
+            "<br>".join(f"{k.name} {k.version}: {', '.join(k.code)}" for k in plan.kernels) or "none",
             plan.cuda or "none",
             plan.torch,
             shown,

@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 import time
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from imgbuild import fatbin
 from imgbuild.errors import EngineError, SelectionError, VerificationError
@@ -42,6 +42,7 @@ Role = Literal["kernel", "torch", "other"]
 
 MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 _PIECE = 1 << 20  # bytes
+_END = 1024  # zeros at a tar file's end
 _TALK = 10.0  # seconds between two words of progress
 _LARGEST_RECORD = 64_000_000  # bytes; torch's has 1.4 million
 
@@ -339,58 +340,97 @@ def read_tar(stream: IO[bytes], *, say: Callable[[str], None]) -> Content:
     Each shared object is written to a temporary file for as long as it is looked at. EngineError when the stream ends
     too early or is no tar file.
     """
-    content = Content()
-    infos: dict[str, dict[str, bytes]] = {}
-    links: list[tuple[str, str]] = []
-    total, spoken = 0, time.monotonic()
-    try:
-        with (
-            tarfile.open(fileobj=stream, mode="r|", bufsize=_PIECE) as archive,
-            tempfile.TemporaryFile() as spool,
-        ):
-            for member in archive:
-                path = posixpath.normpath(f"/{member.name}")
-                folder, name = posixpath.split(path)
-                total += member.size
-                if time.monotonic() - spoken > _TALK:
-                    spoken = time.monotonic()
-                    say(f"{total / 1e9:.1f} GB read, {len(content.libraries)} shared objects so far")
-                if member.islnk() and ".so" in name:
-                    links.append((path, posixpath.normpath(f"/{member.linkname}")))
-                if not member.isreg():
-                    continue
-                file = archive.extractfile(member)
-                assert file is not None
-                if ".so" in name:
-                    _read_library(content, path, file, spool)
-                elif name in ("RECORD", "METADATA") and folder.endswith(".dist-info"):
-                    infos.setdefault(folder, {})[name] = file.read(_LARGEST_RECORD)
-    except tarfile.TarError as e:
-        raise EngineError(f"the image's file system did not arrive whole: {e}") from None
-    for path, target in links:
-        if target in content.libraries:
-            content.libraries[path] = content.libraries[target]
-    content.packages = [
-        p for folder, files in sorted(infos.items()) if (p := read_package(folder, files)) is not None
-    ]
-    return content
-
-
-def _read_library(content: Content, path: str, file: IO[bytes], spool: IO[bytes]) -> None:
-    piece = file.read(_PIECE)
-    if piece[:4] != fatbin.ELF_MAGIC:
-        return  # a linker script, say
-    spool.seek(0)
-    spool.truncate()
-    while piece:
-        spool.write(piece)
-        piece = file.read(_PIECE)
-    spool.flush()
-    with fatbin.mapped(spool) as data:
+    tail = _Tail(stream)
+    source = cast("IO[bytes]", tail)  # it reads, and that is all tarfile asks of it
+    with tempfile.TemporaryFile() as spool:
+        reader = _Reader(spool, say)
         try:
-            content.libraries[path] = fatbin.read_library(path, data)
-        except fatbin.FatbinError as e:
-            content.unreadable[path] = str(e)
+            with tarfile.open(fileobj=source, mode="r|", bufsize=_PIECE) as archive:
+                for member in archive:
+                    reader.take(archive, member)
+        except tarfile.TarError as e:
+            raise EngineError(f"the image's file system did not arrive whole: {e}") from None
+    if not tail.ended():
+        raise EngineError("the image's file system did not arrive whole: its end is missing")
+    return reader.result()
+
+
+class _Reader:
+    """What has been seen of a file system so far."""
+
+    def __init__(self, spool: IO[bytes], say: Callable[[str], None]) -> None:
+        self._spool = spool
+        self._say = say
+        self._spoken = time.monotonic()
+        self._total = 0
+        self._content = Content()
+        self._infos: dict[str, dict[str, bytes]] = {}
+        self._links: list[tuple[str, str]] = []
+
+    def take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        path = _absolute(member.name)
+        folder, name = posixpath.split(path)
+        self._total += member.size
+        if time.monotonic() - self._spoken > _TALK:
+            self._spoken = time.monotonic()
+            self._say(
+                f"{self._total / 1e9:.1f} GB read, {len(self._content.libraries)} shared objects so far"
+            )
+        if member.islnk() and ".so" in name:
+            self._links.append((path, _absolute(member.linkname)))
+        file = archive.extractfile(member) if member.isreg() else None
+        if file is not None and ".so" in name:
+            self._read_library(path, file)
+        elif file is not None and name in ("RECORD", "METADATA") and folder.endswith(".dist-info"):
+            self._infos.setdefault(folder, {})[name] = file.read(_LARGEST_RECORD)
+
+    def _read_library(self, path: str, file: IO[bytes]) -> None:
+        piece = file.read(_PIECE)
+        if piece[:4] != fatbin.ELF_MAGIC:
+            return  # a linker script, say
+        self._spool.seek(0)
+        self._spool.truncate()
+        while piece:
+            self._spool.write(piece)
+            piece = file.read(_PIECE)
+        self._spool.flush()
+        with fatbin.mapped(self._spool) as data:
+            try:
+                self._content.libraries[path] = fatbin.read_library(path, data)
+            except fatbin.FatbinError as e:
+                self._content.unreadable[path] = str(e)
+
+    def result(self) -> Content:
+        content = self._content
+        for path, target in self._links:
+            if target in content.libraries:
+                content.libraries[path] = content.libraries[target]
+        packages = (read_package(folder, files) for folder, files in sorted(self._infos.items()))
+        content.packages = [p for p in packages if p is not None]
+        return content
+
+
+def _absolute(name: str) -> str:
+    return posixpath.normpath("/" + name.lstrip("/"))
+
+
+class _Tail:
+    """A stream whose end is looked at: tarfile takes one that stops between two files for whole."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._last = b""
+
+    def read(self, size: int) -> bytes:
+        piece = self._stream.read(size)
+        self._last = (self._last + piece[-_END:])[-_END:]
+        return piece
+
+    def ended(self) -> bool:
+        """Read what is left; whether the last of all is a tar file's end mark."""
+        while self.read(_PIECE):
+            pass
+        return self._last == bytes(_END)
 
 
 def read_package(folder: str, files: Mapping[str, bytes]) -> Package | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from measures import Figures
-from results import Results
+from results import Results, worst
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -84,5 +84,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """The figures that acceptance notes quote."""
-    for line in config.stash[RESULTS].worst():
-        terminalreporter.write_line(line)
+    for w in worst(config.stash[RESULTS].rows()):
+        terminalreporter.write_line(
+            "{kernel} {dtype}: {comparisons} comparisons, {wrong} wrong; max error {max_error:.4f}, "
+            "{share:.0%} of what is allowed, cosine {cosine:.6f}".format(**w)
+        )

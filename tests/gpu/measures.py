@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -19,7 +21,7 @@ CROSS = ((1, 77), (17, 1000), (200, 1), (1024, 77), (77, 4099))
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """An output may differ from the reference by `relative` × A + `absolute`, with A = softmax(QKᵀ)·|V|.
+    """An output may differ from the reference by `relative`·A + `absolute`, with A = softmax(QKᵀ)·|V|.
 
     A is what the errors of the weights and of V scale with. It bounds each
     element by its own row, so that one wrong row among 4099 fails, which no
@@ -136,6 +138,7 @@ class Figures:
         assert got.shape == data.q.shape, f"{kernel} gave {tuple(got.shape)} for {tuple(data.q.shape)}"
         assert got.dtype == data.q.dtype, f"{kernel} gave {got.dtype} for {data.q.dtype}"
         finite = bool(got.isfinite().all())
+        got = got.nan_to_num()  # figures that JSON can hold
         error = (got.float() - wanted).abs()
         share = float((error / (tolerance.relative * scale + tolerance.absolute)).max())
         # In fp32 the sums of a million products would cost more than the kernel's own errors.
@@ -178,8 +181,13 @@ def poison(torch: Any) -> None:
     del blocks
 
 
+def same(torch: Any, one: Any, other: Any) -> bool:
+    """Bit for bit; NaN is told by a comparison with the reference."""
+    return bool(torch.equal(one.nan_to_num(), other.nan_to_num()))
+
+
 def gpu_kernels(torch: Any, call: Callable[[], Any]) -> list[str]:
-    """The names of the kernels that the GPU ran; empty where CUPTI may not be used."""
+    """The names of the kernels that the GPU ran; skips where the profiler sees none of any program."""
     call()  # Triton compiles, and lazily loaded code is loaded
     torch.cuda.synchronize()
     profiler = torch.profiler
@@ -187,9 +195,13 @@ def gpu_kernels(torch: Any, call: Callable[[], Any]) -> list[str]:
         activities=[profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
     ) as profile:
         call()
+        torch.ones(8, device="cuda").exp_()  # seen, whatever `call` does
         torch.cuda.synchronize()
     device = torch.autograd.DeviceType.CUDA
-    return [str(event.name) for event in profile.events() if event.device_type == device]
+    names = [str(event.name) for event in profile.events() if event.device_type == device]
+    if not names:
+        pytest.skip("the profiler sees no kernel at all: CUPTI is missing, or may not be used here")
+    return names
 
 
 def matching(names: Sequence[str], pattern: str) -> list[str]:

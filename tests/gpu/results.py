@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pytest
@@ -54,19 +54,6 @@ class Results:
     def rows(self) -> list[dict[str, Any]]:
         return [row for test in self.tests for row in test.get("figures", ())]
 
-    def worst(self) -> Iterator[str]:
-        """The worst of each kernel and type."""
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in self.rows():
-            groups.setdefault((row["kernel"], row["dtype"]), []).append(row)
-        for (kernel, dtype), rows in sorted(groups.items()):
-            yield (
-                f"{kernel} {dtype}: {len(rows)} comparisons, {sum(r['wrong'] for r in rows)} wrong; "
-                f"max error {max(r['max_error'] for r in rows):.4f}, "
-                f"{max(r['share'] for r in rows):.0%} of what is allowed, "
-                f"cosine {min(r['cosine'] for r in rows):.6f}"
-            )
-
     def write(self, path: Path) -> None:
         counts = {o: sum(t["outcome"] == o for t in self.tests) for o in ("passed", "failed", "skipped")}
         found = {
@@ -78,6 +65,25 @@ class Results:
             "tests": self.tests,
         }
         path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def worst(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the comparisons of each kernel and type, the worst of each figure."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["kernel"], row["dtype"]), []).append(row)
+    return [
+        {
+            "kernel": kernel,
+            "dtype": dtype,
+            "comparisons": len(found),
+            "wrong": sum(r["wrong"] for r in found),
+            "max_error": max(r["max_error"] for r in found),
+            "share": max(r["share"] for r in found),
+            "cosine": min(r["cosine"] for r in found),
+        }
+        for (kernel, dtype), found in sorted(groups.items())
+    ]
 
 
 def _version(name: str) -> tuple[str, str] | None:

@@ -18,6 +18,7 @@ from measures import (
     inputs,
     matching,
     poison,
+    same,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ LEFT_OUT = r"This flash attention build does not support {}"
 
 
 @pytest.fixture(scope="session")
-def flash(torch: Any) -> Any:  # noqa: ARG001  (without torch or a GPU, that is the reason to skip)
+def flash(torch: Any) -> Any:
     return pytest.importorskip("flash_attn", reason="flash-attn is not installed here")
 
 
@@ -50,7 +51,12 @@ def test_it_calls_its_compiled_function(
     library = importlib.import_module("flash_attn_2_cuda")
     made = []
     original = getattr(library, symbol)
-    monkeypatch.setattr(library, symbol, lambda *a: made.append(symbol) or original(*a))
+
+    def recorded(*arguments: Any) -> Any:
+        made.append(symbol)
+        return original(*arguments)
+
+    monkeypatch.setattr(library, symbol, recorded)
     data = inputs(torch, (200, 200), head_size=64, dtype="float16", batch=1)
     if function == "flash_attn_func":
         attend(flash, data)
@@ -63,9 +69,7 @@ def test_it_calls_its_compiled_function(
 def test_the_gpu_runs_the_compiled_kernel(torch: Any, flash: Any, lengths: tuple[int, int]) -> None:
     data = inputs(torch, lengths, head_size=128, dtype="bfloat16")
     names = gpu_kernels(torch, lambda: attend(flash, data))
-    if not names:
-        pytest.skip("the profiler sees no kernel at all (CUPTI is missing, or may not be used here)")
-    assert len(matching(names, GPU_KERNEL)) == 1, names
+    assert matching(names, GPU_KERNEL), names
     assert not matching(names, FALLBACKS), names
 
 
@@ -145,7 +149,7 @@ def test_rows_beyond_the_end_are_zero(torch: Any, flash: Any, head_size: int, fi
         assert attend(flash, old).isnan().any()
         got = attend(flash, data)
         figures.compare(torch, "flash-attn after NaN", got, data, TOLERANCES["flash float16"])
-        assert torch.equal(got, attend(flash, data)), f"length {length}: a second call gives something else"
+        assert same(torch, got, attend(flash, data)), f"length {length}, called again"
     figures.verdict()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def probe(torch: Any) -> Any:  # noqa: ARG001  (without torch or a GPU, that is the reason to skip)
+def probe(torch: Any) -> Any:
     return pytest.importorskip("imgbuild_probe", reason="imgbuild-probe is not installed here")
 
 

@@ -12,7 +12,6 @@ class Case:
     old: str
     new: str
     says: tuple[str, ...]
-    append: str = ""
 
 
 H100 = "images/targets/h100.yaml"
@@ -120,8 +119,8 @@ CASES = (
     Case(
         "unknown kernel",
         H100,
-        "profiles:",
-        "kernels: [sage-attention]\nprofiles:",
+        "kernels: [probe,",
+        "kernels: [sage-attention, probe,",
         ("kernels[0]: no kernel 'sage-attention'; did you mean 'sageattention'",),
     ),
     Case(
@@ -129,8 +128,14 @@ CASES = (
         H100,
         'compute_capability: "9.0"\n',
         'compute_capability: "7.5"\n',
-        ("kernels[0]: sageattention has no spelling for compute capability 7.5; there are: 8.0",),
-        "kernels: [sageattention]\n",
+        ("kernels[1]: sageattention has no spelling for compute capability 7.5; there are: 8.0",),
+    ),
+    Case(
+        "kernel twice",
+        H100,
+        "kernels: [probe,",
+        "kernels: [flash-attn,",
+        (f"{H100}:11: kernels[2]: 'flash-attn' stands here twice",),
     ),
     Case(
         "kernel on a target without a GPU",
@@ -288,6 +293,69 @@ CASES = (
     Case("layer of a taken name", COMMON, "name: media", "name: uv", ("layers[3].name: 'uv' is taken",)),
     Case(
         "target of a taken name", ADA, "name: ada", "name: default", (f"{ADA}:2: name: 'default' is taken",)
+    ),
+    Case(
+        "kernel's source at two places",
+        COMMON,
+        "source: { path: kernels/probe }",
+        "source: { path: kernels/probe, sdist: imgbuild-probe==1.0.0 }",
+        ("kernels.probe.source: needs exactly one of git, sdist and path",),
+    ),
+    Case(
+        "kernel's source of no commit",
+        COMMON,
+        "      commit: d1a57a5",
+        "      # commit: d1a57a5",
+        ("kernels.sageattention.source: git and commit belong together",),
+    ),
+    Case(
+        "kernel of a moving branch",
+        COMMON,
+        "      commit: d1a57a5",
+        "      commit: main # d1a57a5",
+        ("kernels.sageattention.source.commit: 'main' has the wrong form",),
+    ),
+    Case(
+        "kernel's sdist of another version",
+        COMMON,
+        'version: "2.8.3.post2"',
+        'version: "2.8.3"',
+        ("kernels.flash-attn.version: is '2.8.3', and the sdist flash-attn==2.8.3.post2",),
+    ),
+    Case(
+        "edit that replaces nothing",
+        COMMON,
+        "        old: cp_async::",
+        "        # old: cp_async::",
+        ("kernels.sageattention.edits[0]: needs exactly one of old and pattern",),
+    ),
+    Case(
+        "edit with a broken pattern",
+        COMMON,
+        "run_mha_bwd_hdim\\d+<",
+        "run_mha_bwd_hdim(\\d+<",
+        ("kernels.flash-attn.trim.edits[0].pattern: is no regular expression: ",),
+    ),
+    Case(
+        "layer of a kernel's name",
+        COMMON,
+        "name: media",
+        "name: kernel-probe",
+        ("kernels.probe: a layer is called kernel-probe, which the kernel's own is",),
+    ),
+    Case(
+        "kernel of no memory",
+        COMMON,
+        "gb_per_job: 5",
+        "gb_per_job: 0",
+        ("kernels.flash-attn.gb_per_job:",),
+    ),
+    Case(
+        "kernel's flag with a blank",
+        COMMON,
+        "- -DFLASHATTENTION_DISABLE_DROPOUT",
+        '- "-D X"',
+        ("kernels.flash-attn.trim.flags[1]: '-D X' has the wrong form",),
     ),
     Case(
         "title with a line separator",

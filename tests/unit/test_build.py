@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,8 @@ class Recorded:
 @pytest.fixture
 def builder(project, tmp_path, monkeypatch):
     (project.root / "entrypoint").mkdir()
+    for path in (project.images / "targets").iterdir():  # about images alone: this engine compiles nothing
+        path.write_text(re.sub(r"^kernels: .*\n", "", path.read_text(), flags=re.MULTILINE))
     monkeypatch.setattr(sources, "upstream_reachable", lambda git, env: True)
     monkeypatch.setattr(bases, "registry_has", lambda base, env: True)
 
@@ -156,9 +159,11 @@ def test_too_small_a_disk_is_refused_before_anything_starts(builder, monkeypatch
 def test_shared_layers_are_estimated_once(builder):
     work, _ = builder(Recorded())
     source = sources.upstream_source(work.project, work.matrix)
-    one = estimate.disk(work.plans(targets(work, "h100"), source), host_platform="linux/amd64").bytes
-    two = estimate.disk(work.plans(targets(work, "h100", "ada"), source), host_platform="linux/amd64").bytes
-    assert one == two
+    one, two = (
+        estimate.disk(work.plans(targets(work, *names), source, Options()), host_platform="linux/amd64")
+        for names in (["h100"], ["h100", "ada"])
+    )
+    assert one.bytes == two.bytes
 
 
 def test_unreachable_upstream_is_said_loudly(builder, monkeypatch, tmp_path):

@@ -33,6 +33,7 @@ VERBS = {
     "targets": "List the targets.",
     "verify": "Prove that an image or a wheel holds code that its GPU runs.",
     "wheels": "Compiled kernels: kept, looked at, shared with a registry.",
+    "why": "Say what differs from the last build of a target, and what that costs.",
 }
 
 

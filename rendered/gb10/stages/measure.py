@@ -19,8 +19,6 @@ def measured(command: list[str], *, cwd: Path, env: dict[str, str]) -> tuple[int
     """Status; and seconds, and the most memory (bytes, resident) of all processes together and of one."""
     begun = time.monotonic()
     peak = Peak()
-    watcher = threading.Thread(target=peak.watch, daemon=True)
-    watcher.start()
     killed = False
     with subprocess.Popen(
         command,
@@ -31,6 +29,8 @@ def measured(command: list[str], *, cwd: Path, env: dict[str, str]) -> tuple[int
         text=True,
         errors="replace",
     ) as process:
+        # Only now: under emulation a fork out of one of several threads has been seen to hang.
+        threading.Thread(target=peak.watch, daemon=True).start()
         for line in process.stdout or ():
             sys.stdout.write(line)
             sys.stdout.flush()

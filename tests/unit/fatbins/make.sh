@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes the fixtures anew: ./make.sh NVCC. The ones that are here were made with nvcc 13.0.88 and g++ 12.2;
 # test_fatbin.py says what is in them.
+# shellcheck disable=SC2086  # $small is several words
 set -eu
 cd "$(dirname "$0")"
 nvcc=$1
