@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Kind = Literal["git", "sdist", "path", "tree", "fallback"]
 """`tree`: a checkout that is not the pinned commit; `fallback`: a wheel in which nothing is compiled."""
 
+KERNEL_EPOCH = 315532800
+"""1980-01-01, a zip's first day: what every file of a kernel's wheel says. An image's own would change the bytes, or
+the key, with each release of ComfyUI."""
+
 SHAPING = ("source.py", "toolchain.py", "compile.py")
 """The stage scripts that shape a wheel; the others only measure, check and install it."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from imgbuild.errors import ConfigError, ImgbuildError
+from imgbuild.kernels import KERNEL_EPOCH
 from imgbuild.locking import write_atomically
 from imgbuild.plan import requirements_text
 from imgbuild.textfile import read_text
@@ -57,6 +58,7 @@ class _View:
     on_host: str
     machine: str
     """The target's architecture in ELF's and uname's spelling."""
+    kernel_epoch: int
     contexts: tuple[str, ...]
     labels: Mapping[str, str]
 
@@ -124,6 +126,7 @@ class Renderer:
             link="--link " if engine.link else "",
             on_host="--platform=$BUILDPLATFORM " if engine.cross else "",
             machine=plan.manylinux.partition("-")[0],
+            kernel_epoch=KERNEL_EPOCH,
             contexts=("comfyui-src", "entrypoint", "nodes-src", *kernel_contexts(plan)),
             labels=plan.labels,
         )

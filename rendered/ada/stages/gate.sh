@@ -2,6 +2,7 @@
 # nvcc, when it is its turn: kernels that compile at the same time share one number of places, so that all
 # of them together stay within the budget, and none waits while a place is free.
 if [ -z "$IMGBUILD_PLACES" ]; then exec /opt/cuda/bin/nvcc "$@"; fi
+turn=$$
 while :; do
     place=0
     while [ "$place" -lt "$IMGBUILD_PLACES" ]; do
@@ -9,5 +10,8 @@ while :; do
         if flock --nonblock 9; then exec /opt/cuda/bin/nvcc "$@"; fi # held until nvcc ends, however it ends
         place=$((place + 1))
     done
-    sleep 0.3
+    # All are taken: wait at one of them, each caller at another, rather than ask again and again.
+    turn=$((turn + 1))
+    exec 9> "/run/gate/$((turn % IMGBUILD_PLACES))"
+    if flock --wait 2 9; then exec /opt/cuda/bin/nvcc "$@"; fi
 done

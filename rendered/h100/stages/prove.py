@@ -28,7 +28,14 @@ def main() -> None:
         driver(site, Path(work), f"{args.triplet}-g++-{args.gcc.partition('.')[0]}", args.triplet)
         env = {**os.environ, "PYTHONPATH": str(site), "LD_LIBRARY_PATH": work, "PYTHONDONTWRITEBYTECODE": "1"}
         program = "import importlib, sys\nfor n in sys.argv[1:]:\n    importlib.import_module(n)\n    print('imported', n)"
-        done = subprocess.run([sys.executable, "-c", program, *recipe["imports"]], env=env, check=False)
+        # Every extension by itself too: packages hide one that does not load behind a bare except.
+        extensions = sorted(
+            ".".join((*p.relative_to(site).parts[:-1], p.name.partition(".")[0]))
+            for p in site.rglob("*.so")
+            if ".cpython-" in p.name or ".abi3." in p.name
+        )
+        names = dict.fromkeys([*recipe["imports"], *extensions])
+        done = subprocess.run([sys.executable, "-c", program, *names], env=env, check=False)
     if done.returncode:
         sys.exit(f"{wheel.name} does not import: what it says is above")
 
