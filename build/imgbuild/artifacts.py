@@ -72,6 +72,9 @@ class Artifacts:
         self._host = host
         self._path = f"{path}/wheelhouse" if path else "wheelhouse"
         self._env = env
+        self._absent: set[tuple[str, str]] = set()
+        self.down = False
+        """Whether it did not answer, or refused: nobody need ask again."""
 
     def name(self, kernel: str, key: str) -> str:
         return f"{self._host}/{self._path}/{kernel}:{key}"
@@ -80,18 +83,22 @@ class Artifacts:
         with self._repository("pull", kernel, key) as repository:
             return repository.has_manifest(key)
 
-    def push(self, entry: Entry) -> str:
+    def push(self, entry: Entry, *, replace: bool = True) -> str | None:
         """Store an entry; return its manifest's digest. Equal entries have equal digests.
 
-        Where the key is taken by another build, its tag moves to this one.
+        Where the key is taken by another build, its tag moves to this one; without `replace` nothing is sent then,
+        and the answer is None.
         """
         config = _json(entry.record.model_dump(mode="json"))
         manifest = _json(_manifest(entry, config).model_dump(mode="json", by_alias=True))
         with self._repository("push", entry.kernel, entry.key) as repository:
+            if not replace and repository.has_manifest(entry.key):
+                return None
             with entry.wheel.open("rb") as wheel:
                 repository.upload(f"sha256:{entry.sha256}", wheel)
             repository.upload(_digest(config), config)
             repository.put_manifest(entry.key, manifest)
+        self._absent.discard((entry.kernel, entry.key))
         return _digest(manifest)
 
     def pull(
@@ -104,9 +111,12 @@ class Artifacts:
         """
         if there := store.get(kernel, key, distribution=distribution):
             return there
+        if (kernel, key) in self._absent:
+            return None
         with self._repository("pull", kernel, key) as repository, store.work_folder() as work:
             raw = repository.manifest(key)
             if raw is None:
+                self._absent.add((kernel, key))
                 return None
             manifest = _Manifest.parse(raw)
             record = Record.parse(repository.read(manifest.config))
@@ -146,6 +156,7 @@ class Artifacts:
             yield repository
         except _RefusedError as e:
             login = e.status in (_UNAUTHORISED, _FORBIDDEN)
+            self.down = login
             raise RegistryError(
                 f"{name}: {verb} refused: {e}",
                 hint=f"docker login {self._host}, then: {again}" if login else again,
@@ -154,9 +165,10 @@ class Artifacts:
             raise RegistryError(
                 f"{name} is corrupt: {e}",
                 hint=f"compile it anew and push that over it: imgbuild wheels build --kernel {kernel}, "
-                f"then: imgbuild wheels push --wheelhouse {self.where} --kernel {kernel} {key}",
+                f"then: imgbuild wheels push --wheelhouse {self.where} --kernel {kernel} --force {key}",
             ) from None
         except requests.RequestException as e:
+            self.down = True
             raise RegistryError(
                 f"{name}: {verb} failed: {self._host} {_why(e)}", hint=_remedy(e, again)
             ) from None

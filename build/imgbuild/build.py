@@ -8,12 +8,12 @@ import re
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from imgbuild import bases, estimate, kernelbuild, lint, proc, render, sources
-from imgbuild.errors import BuildError, ConfigError, DiskError, EngineError, NetworkError
+from imgbuild.errors import BuildError, ConfigError, DiskError, EngineError, NetworkError, VerificationError
 from imgbuild.history import Recorder
 from imgbuild.kernels import KernelPlan, KernelSource
 from imgbuild.locking import read_pins
@@ -259,7 +259,8 @@ class Builder:
                 return self._dry_run(plans, options)
             bake = self._prepare(plans, work, tree=tree, options=options)
             log = self._log("+".join(p.name for p in plans))
-            entries = self._kernels(plans, bake, work, log, options)
+            entries, stuck = self._kernels_of_images(plans, bake, work, log, options)
+            plans = tuple(p for p in plans if p.name not in {o.target for o in stuck})
             for plan in plans:
                 for kernel in plan.kernels:
                     if kernel.compiled:
@@ -269,16 +270,38 @@ class Builder:
                         bake["target"][plan.name]["contexts"][f"kernel-{kernel.name}"] = str(wheel)
             path = work / "docker-bake.json"
             path.write_text(render.pretty(bake))
-            return self._run(plans, path, work, log, options, begun)
+            report = self._run(plans, path, work, log, options, begun)
+            return replace(report, outcomes=(*report.outcomes, *stuck))
+
+    def _kernels_of_images(
+        self, plans: Sequence[Plan], bake: Mapping[str, Any], work: Path, log: Path, options: Options
+    ) -> tuple[Mapping[str, Entry], tuple[Outcome, ...]]:
+        """The wheels by key, and the targets that cannot be built for want of one, when the others are to go on."""
+        try:
+            return self._kernels(plans, bake, work, log, options), ()
+        except (BuildError, VerificationError) as e:
+            if not options.keep_going:
+                raise
+            entries = kernelbuild.find(
+                plans, self.wheelhouse, self.registry, say=self.say, quiet=True
+            ).entries
+            return entries, tuple(
+                Outcome(
+                    target=p.name,
+                    state="failed",
+                    tags=options.tags(p),
+                    stage="kernels",
+                    lines=tuple(e.message.splitlines()),
+                )
+                for p in plans
+                if any(k.compiled and k.key not in entries for k in p.kernels)
+            )
 
     def compile(self, targets: Sequence[Target], options: Options) -> tuple[Entry, ...]:
         """The wheels of kernels, compiled where the wheelhouse has none; no image is built."""
-        if warning := self.engine.check():
-            self.say(warning)
         plans = self.plans(
             [t for t in targets if t.kernels], pinned_source(self.matrix, read_pins(self.project)), options
         )
-        self._check_platforms(plans)
         with tempfile.TemporaryDirectory(prefix="imgbuild-") as folder:
             work = Path(folder)
             if options.dry_run:
@@ -289,6 +312,9 @@ class Builder:
             )
             if not found.missing:  # then neither a base nor an engine is needed
                 return tuple(self._kernels(plans, {}, work, work / "log", options).values())
+            if warning := self.engine.check():
+                self.say(warning)
+            self._check_platforms(plans)
             bake = self._prepare(plans, work, tree=None, options=options)
             log = self._log("+".join(["kernels", *(p.name for p in plans)]))
             return tuple(self._kernels(plans, bake, work, log, options).values())
@@ -340,11 +366,9 @@ class Builder:
         self.say(limit.sentence())
         out = work / "kernels"
         targets = kernelbuild.bake_targets(bake, missing, out)
-        for entry in targets["target"].values():
-            entry["secret"] = [
-                *entry.get("secret", ()),
-                *self._compile_secrets(plans, kernels, limit.jobs, work),
-            ]
+        secrets = self._compile_secrets(plans, kernels, limit.jobs, work)
+        for (plan, _), entry in zip(missing, targets["target"].values(), strict=True):
+            entry["secret"] = [*entry.get("secret", ()), *secrets[plan.base.suite]]
         path = work / "kernels.json"
         path.write_text(render.pretty(targets))
         compiled = tuple(targets["target"])
@@ -361,24 +385,33 @@ class Builder:
             )
         text = log.read_bytes()[start:].decode(errors="replace")
         # Whatever the others came to: what is compiled is kept.
-        entries |= kernelbuild.collect(missing, out, self.wheelhouse, say=self.say)
+        collected = kernelbuild.collect(missing, out, self.wheelhouse, say=self.say)
+        entries |= collected.entries
         if status:
             self._check_engine(text, log)
             raise _kernel_failure(text, compiled, limit.jobs, log)
+        if collected.refused:
+            raise VerificationError(
+                "\n".join(e.message for e in collected.refused), hint=collected.refused[0].hint
+            )
         if absent := [k.name for k in kernels if k.key not in entries]:
             raise BuildError(f"the engine gave no wheel of {', '.join(absent)}; the whole log: {log}")
         return entries
 
+    @staticmethod
     def _compile_secrets(
-        self, plans: Sequence[Plan], kernels: Sequence[KernelPlan], jobs: int, work: Path
-    ) -> list[str]:
+        plans: Sequence[Plan], kernels: Sequence[KernelPlan], jobs: int, work: Path
+    ) -> dict[str, list[str]]:
+        """By Debian suite: the budget, and where this machine gets that suite's packages."""
         (work / "budget").write_text(kernelbuild.budget_secret(kernels, jobs))
-        found = [f"id=budget,src={work / 'budget'}"]
-        if mirrors := bases.machine_mirrors(plans[0].base.suite):
-            path = work / "apt"
-            path.touch(mode=0o600)  # an address may hold a password
-            path.write_text("".join(f"{line}\n" for line in mirrors))
-            found.append(f"id=apt,src={path}")
+        found = {}
+        for suite in {p.base.suite for p in plans}:
+            found[suite] = [f"id=budget,src={work / 'budget'}"]
+            if mirrors := bases.machine_mirrors(suite):
+                path = work / f"apt-{suite}"
+                path.touch(mode=0o600)  # an address may hold a password
+                path.write_text("".join(f"{line}\n" for line in mirrors))
+                found[suite].append(f"id=apt,src={path}")
         return found
 
     def _check_disk(self, need: estimate.Need, options: Options) -> None:
@@ -474,13 +507,14 @@ class Builder:
         """A folder with just those wheels of the machine that the lock names."""
         folder = work / f"wheels-{plan.name}"
         folder.mkdir()
-        for layer in plan.layers:
-            for wheel in layer.wheels:
-                for source in self.settings.wheel_folders:
-                    path = source / wheel.filename
-                    if path.is_file() and file_hash(path) == wheel.sha256:
-                        _link(path, folder / wheel.filename)
-                        break
+        wanted = [w for layer in plan.layers for w in layer.wheels]
+        wanted += [w for kernel in plan.kernels if not kernel.compiled for w in kernel.wheels]
+        for wheel in wanted:
+            for source in self.settings.wheel_folders:
+                path = source / wheel.filename
+                if path.is_file() and file_hash(path) == wheel.sha256:
+                    _link(path, folder / wheel.filename)
+                    break
         return folder
 
     def _log(self, name: str) -> Path:
@@ -497,7 +531,7 @@ class Builder:
                 f"the engine ({self.engine.name}) died during the build; the log is {log}",
                 hint="imgbuild doctor --fix starts it again; then repeat the command: finished stages are kept",
             )
-        if "no space left on device" in text:
+        if "no space left on device" in text.lower():  # BuildKit's words, and libc's
             raise DiskError(
                 f"the disk is full; the log is {log}",
                 hint="imgbuild df shows what takes it; imgbuild prune frees it",
@@ -605,11 +639,11 @@ def _culprit(plans: Sequence[Plan], text: str) -> str:
 def _kernel_failure(text: str, names: Sequence[str], jobs: int, log: Path) -> BuildError:
     stage, lines = failure(text)
     shown = "\n".join([*(f"    {line}" for line in lines), f"the whole log: {log}"])
-    if kernelbuild.KILLED in text:
-        fewer = max(1, jobs // 2)
+    if kernelbuild.KILLED in text or "exit code: 137" in text:
+        less = f"--jobs {jobs // 2}, or a lower --memory-share" if jobs > 1 else "more memory or swap"
         return BuildError(
             f"a compiler was killed, most likely because memory ran out ({jobs} at once)\n{shown}",
-            hint=f"the same command with --jobs {fewer}, or a lower --memory-share: it goes on from what is compiled",
+            hint=f"the same command with {less}: it goes on from what is compiled",
         )
     return BuildError(
         f"{stage or ', '.join(names)}: a kernel was not compiled\n{shown}",

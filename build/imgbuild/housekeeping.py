@@ -91,8 +91,10 @@ def prune(
         folder = cache / kind
         if kind in KINDS[2:] and folder.is_dir():
             removed.append(Removed(what=str(folder), bytes=folder_size(folder)))
-            if not dry_run:
-                shutil.rmtree(folder)
+            if not dry_run:  # out of sight by one rename: nobody may meet half of it
+                going = folder.with_name(f".going-{kind}-{os.getpid()}")
+                folder.rename(going)
+                shutil.rmtree(going)
     return tuple(removed)
 
 

@@ -59,9 +59,9 @@ def available_memory() -> int:
     """Bytes: what the kernel calls available, less where this process is confined to less."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        found.append(int(limit.read_text()))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and limit.read_text().strip().isdigit():
+        found.append(max(0, int(limit.read_text()) - int(used.read_text())))
     return min(found, default=4_000_000_000)
 
 
@@ -110,8 +110,11 @@ def find(
                 continue
             words = f"{kernel.name} {kernel.version} for {plan.name} ({', '.join(kernel.code)})"
             entry = store.get(kernel.name, kernel.key, distribution=kernel.distribution)
+            if entry is not None and (why := foreign(entry, plan, kernel)):
+                store.reject(entry, why)
+                entry = None
             if entry is None and registry is not None:
-                entry = _pulled(kernel, words, store, registry, say=say)
+                entry = _pulled(plan, kernel, words, store, registry, say=say)
             elif entry is not None and not quiet:
                 say(
                     f"{words}: in the wheelhouse, key {kernel.key}; compiling it took {duration(entry.seconds)}"
@@ -124,18 +127,41 @@ def find(
 
 
 def _pulled(
-    kernel: KernelPlan, words: str, store: Wheelhouse, registry: Artifacts, *, say: Callable[[str], None]
+    plan: Plan,
+    kernel: KernelPlan,
+    words: str,
+    store: Wheelhouse,
+    registry: Artifacts,
+    *,
+    say: Callable[[str], None],
 ) -> Entry | None:
+    if registry.down:  # said already
+        return None
     try:
         entry = registry.pull(kernel.name, kernel.key, store, distribution=kernel.distribution)
     except RegistryError as e:  # its loss costs time, not the build
         say(f"{words}: not from {registry.where}: {e.message}")
+        return None
+    if entry is not None and (why := foreign(entry, plan, kernel)):
+        store.reject(entry, why)
         return None
     if entry is not None:
         say(
             f"{words}: pulled from {registry.where}, key {kernel.key}; compiling it took {duration(entry.seconds)}"
         )
     return entry
+
+
+def foreign(entry: Entry, plan: Plan, kernel: KernelPlan) -> str | None:
+    """What shows that a whole wheel is not the one its key stands for; None when nothing does."""
+    if dict(entry.components) != kernel.components:
+        wrong = sorted(n for n, v in kernel.components.items() if entry.components.get(n) != v)
+        return f"it was made from another {', '.join(wrong) or 'set of components'}"
+    try:
+        proven(entry.wheel, plan, kernel)
+    except VerificationError as e:
+        return e.message
+    return None
 
 
 def target_name(plan: Plan, kernel: KernelPlan) -> str:
@@ -165,11 +191,19 @@ def bake_targets(
     return {"target": targets}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    entries: Mapping[str, Entry]
+    """By key."""
+    refused: tuple[VerificationError, ...]
+    """Wheels that are not what their recipes promise."""
+
+
 def collect(
     missing: Sequence[tuple[Plan, KernelPlan]], out: Path, store: Wheelhouse, *, say: Callable[[str], None]
-) -> dict[str, Entry]:
+) -> Collected:
     """Put what was compiled into the wheelhouse, each opened first; what is not there is left out."""
-    entries = {}
+    entries, refused = {}, []
     for plan, kernel in missing:
         folder = out / target_name(plan, kernel)
         record = folder / "build.json"
@@ -177,38 +211,49 @@ def collect(
         if not record.is_file() or len(wheels) != 1:
             continue
         measured: Any = json.loads(record.read_text())
-        entry = store.put(
-            kernel.name,
-            kernel.version,
-            kernel.key,
-            wheels[0],
-            components=kernel.components,
-            inventory=proven(wheels[0], plan, kernel),
-            seconds=float(measured["seconds"]),
-            peak_bytes=int(measured["peak_bytes"]),
-            distribution=kernel.distribution,
-        )
+        try:
+            entry = store.put(
+                kernel.name,
+                kernel.version,
+                kernel.key,
+                wheels[0],
+                components=kernel.components,
+                inventory=proven(wheels[0], plan, kernel),
+                seconds=float(measured["seconds"]),
+                peak_bytes=int(measured["peak_bytes"]),
+                distribution=kernel.distribution,
+            )
+        except VerificationError as e:
+            refused.append(e)
+            continue
         shutil.rmtree(folder)
         say(
             f"{kernel.name} {kernel.version} for {plan.name}: compiled in {duration(entry.seconds)}, "
             f"{entry.size / 1e6:.1f} MB, at most {gigabytes(entry.peak_bytes)} of memory; holds {', '.join(kernel.code)}"
         )
         entries[kernel.key] = entry
-    return entries
+    return Collected(entries=entries, refused=tuple(refused))
 
 
 def proven(wheel: Path, plan: Plan, kernel: KernelPlan) -> Sequence[Mapping[str, Any]]:
     """The wheel's inventory of GPU code; VerificationError unless it is what the recipe promises."""
     try:
-        fatbin.check(
+        found = fatbin.check(
             wheel, capability=kernel.capability, code=kernel.code, machine=plan.manylinux.partition("-")[0]
         )
-        return fatbin.inventory(wheel)
+        inventory = fatbin.inventory(wheel)
     except fatbin.FatbinError as e:
-        raise VerificationError(
-            f"{kernel.name} for {plan.name} is not what it was compiled for: {e}",
-            hint=f"images/comfyui.yaml: kernels.{kernel.name}.spelling",
-        ) from None
+        raise _unproven(plan, kernel, str(e)) from None
+    if empty := [library.name for library in found if not library.codes]:
+        raise _unproven(plan, kernel, f"{wheel.name}: {', '.join(empty)} holds no GPU code")
+    return inventory
+
+
+def _unproven(plan: Plan, kernel: KernelPlan, why: str) -> VerificationError:
+    return VerificationError(
+        f"{kernel.name} for {plan.name} is not what it was compiled for: {why}",
+        hint=f"images/comfyui.yaml: kernels.{kernel.name}.spelling",
+    )
 
 
 def wheel_folder(entry: Entry, folder: Path) -> Path:

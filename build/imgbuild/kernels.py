@@ -12,22 +12,22 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from imgbuild.errors import ConfigError
-from imgbuild.locking import kernel_lock_name, kernel_tools_lock_name, read_plain_lock, toolchain_lock_name
+from imgbuild.locking import kernel_lock_name, kernel_tools_lock_name, read_current, toolchain_lock_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from imgbuild.lock import Lock, Wheel
-    from imgbuild.matrix import Kernel, Matrix, SourceEdit, Spelling, Target
+    from imgbuild.matrix import Kernel, Matrix, SourceEdit, Spelling, Target, Torch
     from imgbuild.project import Project
 
 Kind = Literal["git", "sdist", "path", "tree", "fallback"]
 """`tree`: a checkout that is not the pinned commit; `fallback`: a wheel in which nothing is compiled."""
 
 KERNEL_EPOCH = 315532800
-"""1980-01-01, a zip's first day: what every file of a kernel's wheel says. An image's own would change the bytes, or
-the key, with each release of ComfyUI."""
+"""1980-01-01, a zip's first day: the time stamps in a kernel's wheel. An image's own would change them with each
+release of ComfyUI. They are no part of the key: nothing that runs depends on them."""
 
 SHAPING = ("source.py", "toolchain.py", "compile.py")
 """The stage scripts that shape a wheel; the others only measure, check and install it."""
@@ -98,7 +98,7 @@ class KernelPlan:
         return f"{self.name}={self.version}@{key}:{'+'.join(self.code) or 'none'}"
 
     def recipe(self) -> dict[str, Any]:
-        """What the source and compile stages read: nothing in it that does not shape the wheel."""
+        """What the source and compile stages read, and what proves the result; no budget is in it."""
         return {
             "name": self.name,
             "environment": {**self.environment, self.variable: self.value},
@@ -125,13 +125,14 @@ def spell(name: str, kernel: Kernel, capability: str) -> Spelling:
     return found
 
 
-def pinned_kernel_source(project: Project, name: str, kernel: Kernel) -> KernelSource:
+def pinned_kernel_source(project: Project, matrix: Matrix, name: str) -> KernelSource:
     """The source that the recipe names."""
+    kernel = matrix.common.kernels[name]
     source = kernel.source
     if source.commit is not None:
         return KernelSource(kind="git", identity=source.commit)
     if source.sdist is not None:
-        lock = read_plain_lock(project, kernel_lock_name(name, kernel.version))
+        lock = read_current(project, matrix, kernel_lock_name(name, kernel.version))
         return KernelSource(kind="sdist", identity=f"sha256:{lock.wheels[0].sha256}")
     folder = project.root / str(source.path)
     if not folder.is_dir():
@@ -165,8 +166,8 @@ def toolchain(project: Project, matrix: Matrix, target: Target) -> Toolchain | N
         triplet=f"{machine}-linux-gnu",
         gcc=base.gcc,
         cuda=target.gpu.cuda,
-        compiler=read_plain_lock(project, toolchain_lock_name(target.gpu.cuda)).wheels,
-        tools=read_plain_lock(project, kernel_tools_lock_name(base.python)).wheels,
+        compiler=read_current(project, matrix, toolchain_lock_name(target.gpu.cuda)).wheels,
+        tools=read_current(project, matrix, kernel_tools_lock_name(base.python)).wheels,
     )
 
 
@@ -184,14 +185,14 @@ def plan_kernels(
     plans = []
     for name in target.kernels:
         kernel = matrix.common.kernels[name]
-        source = sources.get(name) or pinned_kernel_source(project, name, kernel)
+        source = sources.get(name) or pinned_kernel_source(project, matrix, name)
         if source.kind == "fallback":
-            plans.append(_fallback(project, name, kernel, target.gpu.compute_capability))
+            plans.append(_fallback(project, matrix, name, target.gpu.compute_capability))
             continue
         spelling = spell(name, kernel, target.gpu.compute_capability)
         flags, edits = effective(kernel)
         sdist = (
-            read_plain_lock(project, kernel_lock_name(name, kernel.version)).wheels
+            read_current(project, matrix, kernel_lock_name(name, kernel.version)).wheels
             if source.kind == "sdist"
             else ()
         )
@@ -204,7 +205,7 @@ def plan_kernels(
             "flags": " ".join(flags),
             "platform": f"{target.platform} {target.base} glibc {matrix.base_of(target).glibc}",
             "python": matrix.base_of(target).python,
-            "torch": _pins(lock.wheels, {"torch"}),
+            "torch": _torch(lock.wheels, matrix.torch_of(target)),
             "cuda": target.gpu.cuda,
             "headers": _pins(lock.wheels, matrix.common.cuda[target.gpu.cuda].headers),
             "compiler": _pins(tools.compiler),
@@ -252,11 +253,12 @@ def effective(kernel: Kernel) -> tuple[tuple[str, ...], tuple[SourceEdit, ...]]:
     return (*kernel.flags, *kernel.trim.flags), (*kernel.edits, *kernel.trim.edits)
 
 
-def _fallback(project: Project, name: str, kernel: Kernel, capability: str) -> KernelPlan:
+def _fallback(project: Project, matrix: Matrix, name: str, capability: str) -> KernelPlan:
+    kernel = matrix.common.kernels[name]
     other = kernel.source.fallback
     if other is None:
         raise ConfigError(f"images/comfyui.yaml: kernels.{name} has no fallback")
-    wheels = read_plain_lock(project, kernel_lock_name(name, other.version)).wheels
+    wheels = read_current(project, matrix, kernel_lock_name(name, other.version)).wheels
     components = {"kernel": other.wheel, "source": f"sha256:{wheels[0].sha256}"}
     return KernelPlan(
         name=name,
@@ -296,6 +298,12 @@ def wanted(
         if kernel.compiled and (not kernels or kernel.name in kernels)
     ]
     return tuple(dict.fromkeys(found))
+
+
+def _torch(wheels: Iterable[Wheel], torch: Torch) -> str:
+    """The wheel, and what is edited in it."""
+    edits = [e.model_dump(exclude={"why"}) for e in torch.edits if e.package == "torch"]
+    return _pins(wheels, {"torch"}) + (f" {_digest(edits)[:12]}" if edits else "")
 
 
 def _pins(wheels: Iterable[Wheel], names: Iterable[str] | None = None) -> str:

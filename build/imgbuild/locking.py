@@ -105,6 +105,15 @@ def read_plain_lock(project: Project, name: str) -> Lock:
         raise DriftError(f"there is no {path}", hint="imgbuild lock") from None
 
 
+def read_current(project: Project, matrix: Matrix, name: str) -> Lock:
+    """A lock that belongs to no target; DriftError when it is older than what the matrix asks for."""
+    lock = read_plain_lock(project, name)
+    wanted = next(plain.inputs for plain in _plain(matrix) if plain.name == name)
+    if lock.inputs != wanted:
+        raise DriftError(f"{project.locks / name} is older than the matrix", hint="imgbuild lock")
+    return lock
+
+
 def versions(project: Project, matrix: Matrix) -> tuple[str, ...]:
     """The ComfyUI versions that are locked: the pinned one, the fallback, and every one with kept requirements."""
     prefix, suffix = requirements_name("\0").split("\0")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from imgbuild.errors import ConfigError, SelectionError, nearest
+from imgbuild.fatbin import runs
 from imgbuild.yamlfile import Loc, Problem, YamlFile, read_yaml
 
 if TYPE_CHECKING:
@@ -26,9 +27,12 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+){0,3}([a-z0-9.+]*)$")]
 MajorMinor = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]{1,2}$")]
 _SEGMENT = r"[A-Za-z0-9_+*-][A-Za-z0-9_.+*-]*"  # no segment begins with a dot, so none is `..`
+Capability = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]$")]
+"""A compute capability as NVIDIA writes it: "12.1"."""
 RelativePath = Annotated[str, StringConstraints(pattern=rf"^{_SEGMENT}(/{_SEGMENT})*$")]
 Platform = Literal["linux/amd64", "linux/arm64"]
 Evidence = Literal["V", "M", "C", "TBM"]
+PLACEHOLDERS = ("cache", "compiled", "data")
 Requirement = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+-]+$")]
 GitAddress = Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.-]+/[A-Za-z0-9._/-]+\.git$")]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
@@ -38,6 +42,12 @@ Line = Annotated[
     str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")
 ]
 """One line wherever it is written: no control character, none of Unicode's own line ends."""
+
+
+_STAGES_OF_LAYERS = ("uv", "tools", "compiler")
+_STAGES_OF_KERNELS = ("env", "comfyui", "nodes")
+COMPILED_AGAINST = ("nvidia", "torch")
+"""The layers whose headers and libraries kernels are compiled against."""
 
 
 class Model(BaseModel):
@@ -59,7 +69,9 @@ class Flag(Model):
 
 
 class Variable(Model):
-    """One environment variable; `{cache}` and `{data}` stand for the volumes' folders."""
+    """One environment variable. `{cache}` and `{data}` stand for the volumes' folders, `{compiled}` for a
+    folder of the cache that belongs to this target and torch.
+    """
 
     name: VariableName
     value: Line
@@ -79,11 +91,14 @@ class Tier(Model):
 
     name: Name
     at_least_gb: Annotated[float, Field(gt=0, lt=100000, strict=False)]
+    """GiB, as the driver reports it."""
     flags: tuple[Flag, ...] = ()
+    with_display: tuple[Flag, ...] = ()
+    """Only when a monitor is attached to the card."""
 
 
 class Gpu(Model):
-    compute_capability: MajorMinor
+    compute_capability: Capability
     """As NVIDIA writes it: "12.1"."""
     cuda: MajorMinor
     memory: Literal["discrete", "unified"]
@@ -118,6 +133,8 @@ class Fallback(Model):
     remove: tuple[RelativePath, ...] = ()
     requirements: tuple[Line, ...] = ()
     """What this version imports and does not declare."""
+    without: tuple[Flag, ...] = ()
+    """Flags that this version has and does wrongly: no profile starts with them, and whoever asks is warned."""
 
 
 class ComfyUI(Model):
@@ -128,7 +145,7 @@ class ComfyUI(Model):
 
 
 class Cuda(Model):
-    compute_capabilities: tuple[MajorMinor, ...]
+    compute_capabilities: tuple[Capability, ...]
     """What this release's nvcc compiles for."""
     toolchain: tuple[Line, ...] = ()
     """The compiler's wheels."""
@@ -219,7 +236,7 @@ class Spelling(Model):
     write: Annotated[str, StringConstraints(pattern=r"^[a-z0-9._]+$")]
     """What the variable gets."""
     code: Annotated[
-        tuple[Annotated[str, StringConstraints(pattern=r"^sm_[0-9]+[af]?$")], ...], Field(min_length=1)
+        tuple[Annotated[str, StringConstraints(pattern=r"^sm_[0-9]{2,3}[af]?$")], ...], Field(min_length=1)
     ]
     """What every binary of the wheel has to hold afterwards, and nothing else."""
 
@@ -243,7 +260,7 @@ class Kernel(Model):
     edits: tuple[SourceEdit, ...] = ()
     variable: VariableName
     """The environment variable in which its setup.py reads the architectures."""
-    spelling: dict[MajorMinor, Spelling]
+    spelling: dict[Capability, Spelling]
     environment: dict[VariableName, Word] = {}
     flags: tuple[Word, ...] = ()
     """For nvcc and for the C++ compiler."""
@@ -387,9 +404,9 @@ def _check_common(checked: _Checked[Common]) -> Iterator[Problem]:
         for i, layer in enumerate(common.layers):
             if names[layer.name] > 1:
                 yield file.problem(("layers", i, "name"), f"{layer.name!r} is the name of two layers")
-            if layer.name == "uv":
+            if layer.name in _STAGES_OF_LAYERS or layer.name.startswith("kernel-"):
                 yield file.problem(
-                    ("layers", i, "name"), "'uv' is taken: requirements/uv.txt holds the installer itself"
+                    ("layers", i, "name"), f"{layer.name!r} is taken: a stage or a file has that name"
                 )
         if not any("*" in layer.packages for layer in common.layers):
             yield file.problem(("layers",), 'no layer takes the rest: one needs the pattern "*"')
@@ -397,34 +414,53 @@ def _check_common(checked: _Checked[Common]) -> Iterator[Problem]:
         yield from _check_torches(checked)
     if not checked.bad("kernels"):
         yield from _check_recipes(checked)
+    if not checked.bad("profile"):
+        yield from _check_variables(file, ("profile",), common.profile)
+
+
+def _check_variables(file: YamlFile, loc: Loc, profile: Profile) -> Iterator[Problem]:
+    for i, variable in enumerate(profile.environment):
+        for word in re.findall(r"\{([a-z]+)\}", variable.value):
+            if word not in PLACEHOLDERS:
+                yield file.problem(
+                    (*loc, "environment", i, "value"), _unknown("placeholder", word, PLACEHOLDERS)
+                )
 
 
 def _check_recipes(checked: _Checked[Common]) -> Iterator[Problem]:
     file, common = checked.file, checked.model
     for name, kernel in common.kernels.items():
-        source = kernel.source
-        if sum(x is not None for x in (source.git, source.sdist, source.path)) != 1:
-            yield file.problem(("kernels", name, "source"), "needs exactly one of git, sdist and path")
-        elif (source.git is None) != (source.commit is None):
-            yield file.problem(("kernels", name, "source"), "git and commit belong together")
-        elif source.sdist is not None and source.sdist.partition("==")[2] != kernel.version:
-            yield file.problem(
-                ("kernels", name, "version"), f"is {kernel.version!r}, and the sdist {source.sdist}"
-            )
-        if not checked.bad("layers") and f"kernel-{name}" in {layer.name for layer in common.layers}:
-            yield file.problem(
-                ("kernels", name), f"a layer is called kernel-{name}, which the kernel's own is"
-            )
-        edits = {"edits": kernel.edits, "trim": kernel.trim.edits if kernel.trim else ()}
-        for place, members in edits.items():
-            for i, edit in enumerate(members):
-                where = (
-                    ("kernels", name, place, i) if place == "edits" else ("kernels", name, place, "edits", i)
-                )
-                if (edit.old is None) == (edit.pattern is None):
-                    yield file.problem(where, "needs exactly one of old and pattern")
-                if edit.pattern is not None and (why := _bad_pattern(edit.pattern)):
-                    yield file.problem((*where, "pattern"), why)
+        where: Loc = ("kernels", name)
+        if name in _STAGES_OF_KERNELS:
+            yield file.problem(where, f"{name!r} is taken: a stage or a source has that name")
+        yield from _check_source(file, where, kernel)
+        for i, edit in enumerate(kernel.edits):
+            yield from _check_edit(file, (*where, "edits", i), edit)
+        for i, edit in enumerate(kernel.trim.edits if kernel.trim else ()):
+            yield from _check_edit(file, (*where, "trim", "edits", i), edit)
+        for variable in sorted(kernel.budget.keys() & {kernel.variable, *kernel.environment}):
+            yield file.problem((*where, "budget", variable), "shapes the wheel: a budget must not set it")
+        for capability, spelling in kernel.spelling.items():
+            if wrong := [c for c in spelling.code if runs(c, capability, "elf") != "yes"]:
+                place = (*where, "spelling", capability, "code")
+                yield file.problem(place, f"{wrong[0]} does not run on {capability}")
+
+
+def _check_source(file: YamlFile, where: Loc, kernel: Kernel) -> Iterator[Problem]:
+    source = kernel.source
+    if sum(x is not None for x in (source.git, source.sdist, source.path)) != 1:
+        yield file.problem((*where, "source"), "needs exactly one of git, sdist and path")
+    elif (source.git is None) != (source.commit is None):
+        yield file.problem((*where, "source"), "git and commit belong together")
+    elif source.sdist is not None and source.sdist.partition("==")[2] != kernel.version:
+        yield file.problem((*where, "version"), f"is {kernel.version!r}, and the sdist {source.sdist}")
+
+
+def _check_edit(file: YamlFile, where: Loc, edit: SourceEdit) -> Iterator[Problem]:
+    if (edit.old is None) == (edit.pattern is None):
+        yield file.problem(where, "needs exactly one of old and pattern")
+    if edit.pattern is not None and (why := _bad_pattern(edit.pattern)):
+        yield file.problem((*where, "pattern"), why)
 
 
 def _bad_pattern(pattern: str) -> str | None:
@@ -466,8 +502,11 @@ def _check_target(checked: _Checked[Target], shared: _Checked[Common]) -> Iterat
     if not checked.bad("gpu"):
         yield from _check_gpu(checked, shared)
         yield from _check_kernels(checked, shared)
-    if not checked.bad("profiles") and "default" not in target.profiles:
-        yield file.problem(("profiles",), "has no default")
+    if not checked.bad("profiles"):
+        if "default" not in target.profiles:
+            yield file.problem(("profiles",), "has no default")
+        for name, profile in target.profiles.items():
+            yield from _check_variables(file, ("profiles", name), profile)
 
 
 def _check_gpu(checked: _Checked[Target], shared: _Checked[Common]) -> Iterator[Problem]:
@@ -516,6 +555,12 @@ def _check_kernels(checked: _Checked[Target], shared: _Checked[Common]) -> Itera
     file, target = checked.file, checked.model
     if checked.bad("kernels") or shared.bad("kernels"):
         return
+    layers = [layer.name for layer in shared.model.layers] if not shared.bad("layers") else COMPILED_AGAINST
+    if target.kernels and (lacking := [n for n in COMPILED_AGAINST if n not in layers]):
+        yield file.problem(
+            ("kernels",),
+            f"are compiled against the layers {' and '.join(COMPILED_AGAINST)}; there is no {lacking[0]}",
+        )
     for i, name in enumerate(target.kernels):
         if name in target.kernels[:i]:
             yield file.problem(("kernels", i), f"{name!r} stands here twice")

@@ -123,11 +123,15 @@ def _comfyui(plan: Plan, tree: Path | None) -> dict[str, str]:
 def _profile(plan: Plan) -> dict[str, str]:
     """profile.json, a line of a profile a component."""
     data = plan.profile
-    found = {k: str(v) for k, v in data.items() if k not in ("profiles", "tiers")}
+    lists = ("kernels", "profiles", "siblings", "tiers")
+    found = {k: str(v) for k, v in data.items() if k not in lists}
+    found |= {f"kernel {name}": f"{k['version']} {k['key']}" for name, k in data["kernels"].items()}
+    found |= {f"on {s['compute_capability']} use": s["tag"] for s in data["siblings"]}
     for tier in data["tiers"]:
         name = f"tier {tier['name']}"
         found[f"{name} at least"] = f"{tier['at_least_gb']:g} GB"
         found |= _flags(name, tier["flags"])
+        found |= _flags(f"{name} with a display", tier["with_display"])
     for name, profile in data["profiles"].items():
         found |= {f"{name} {variable}": value for variable, value in profile["environment"].items()}
         found |= _flags(name, profile["flags"])

@@ -16,7 +16,7 @@ from imgbuild.locking import TOOL_LOCK, Pins, read_pins, read_plain_lock
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from imgbuild.matrix import Base, Flag, Matrix, Profile, Target, Variable
+    from imgbuild.matrix import Base, Flag, Matrix, Target, Variable
     from imgbuild.project import Project
 
 PROFILE_SCHEMA = 1
@@ -96,10 +96,7 @@ class Plan:
     @property
     def tags(self) -> tuple[str, ...]:
         """Most specific first: `comfyui:0.33.0-cu130-h100`, `comfyui:h100`."""
-        cuda = f"cu{self.cuda.replace('.', '')}" if self.cuda else "cpu"
-        middle = "" if cuda == self.name else f"{cuda}-"
-        version = self.source.version.replace("+", "-")  # no plus in a tag
-        return (f"{self.image}:{version}-{middle}{self.name}", f"{self.image}:{self.name}")
+        return (_full_tag(self.image, self.source, self.cuda, self.name), f"{self.image}:{self.name}")
 
     @property
     def wheels_size(self) -> int:
@@ -130,7 +127,10 @@ class Plan:
     @property
     def key(self) -> str:
         """Hash of the plan: equal plans give equal images."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        data = asdict(self)
+        for kernel in data["kernels"]:  # how it is compiled shapes nothing
+            del kernel["budget"], kernel["gb_per_job"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def constraints(self) -> str:
         """Every installed package at its version: what a node or a derived image is installed under."""
@@ -145,6 +145,13 @@ class Plan:
             "key": self.key,
             "wheels_size": self.wheels_size,
         }
+
+
+def _full_tag(image: str, source: Source, cuda: str | None, target: str) -> str:
+    spelled = f"cu{cuda.replace('.', '')}" if cuda else "cpu"
+    middle = "" if spelled == target else f"{spelled}-"
+    version = source.version.replace("+", "-")  # no plus in a tag
+    return f"{image}:{version}-{middle}{target}"
 
 
 def requirements_text(wheels: Iterable[Wheel]) -> str:
@@ -190,6 +197,7 @@ def make_plan(
     if missing := [n for n in matrix.common.nodes if not (project.nodes / n / "__init__.py").is_file()]:
         raise ConfigError(f"images/comfyui.yaml: nodes: there is no {project.nodes / missing[0]}/__init__.py")
     gpu = target.gpu
+    kernels = plan_kernels(project, matrix, target, lock, kernel_sources or {})
     return Plan(
         name=target.name,
         title=target.title,
@@ -208,13 +216,10 @@ def make_plan(
         edits=tuple(e.model_dump(mode="json", exclude_none=True) for e in edits),
         tool=read_plain_lock(project, TOOL_LOCK).wheels,
         nodes=matrix.common.nodes,
-        kernels=plan_kernels(project, matrix, target, lock, kernel_sources or {}),
+        kernels=kernels,
         toolchain=toolchain(project, matrix, target),
-        profile=_profile_json(target, matrix, source),
-        reasons={
-            name: _reasons(matrix.common.profile, profile)
-            for name, profile in sorted(target.profiles.items())
-        },
+        profile=_profile_json(target, matrix, source, kernels),
+        reasons=_all_reasons(target, matrix, _without(matrix, source)),
     )
 
 
@@ -234,9 +239,12 @@ def _base_plan(name: str, base: Base, digest: str) -> BasePlan:
     )
 
 
-def _profile_json(target: Target, matrix: Matrix, source: Source) -> dict[str, Any]:
+def _profile_json(
+    target: Target, matrix: Matrix, source: Source, kernels: Iterable[KernelPlan]
+) -> dict[str, Any]:
     gpu = target.gpu
     common = matrix.common.profile
+    without = _without(matrix, source)
     return {
         "schema": PROFILE_SCHEMA,
         "target": target.name,
@@ -245,36 +253,88 @@ def _profile_json(target: Target, matrix: Matrix, source: Source) -> dict[str, A
         "cuda": gpu.cuda if gpu else None,
         "compute_capability": gpu.compute_capability if gpu else None,
         "memory": gpu.memory if gpu else None,
+        "kernels": {
+            # A fallback holds nothing of what is compiled, so there is nothing to import of it.
+            k.name: {
+                "version": k.version,
+                "key": k.key,
+                "code": list(k.code),
+                "imports": list(k.imports) if k.compiled else [],
+            }
+            for k in kernels
+        },
+        # What to use instead on a GPU that this image is not for.
+        "siblings": [
+            {
+                "target": t.name,
+                "compute_capability": t.gpu.compute_capability,
+                "platform": t.platform,
+                "tag": _full_tag(matrix.common.image, source, t.gpu.cuda, t.name),
+            }
+            for t in sorted(matrix.targets.values(), key=lambda t: t.name)
+            if t.gpu is not None and t.name != target.name
+        ],
+        "nodes": list(matrix.common.nodes),
+        "cautions": dict(sorted(without.items())),
         "tiers": [
-            {"name": t.name, "at_least_gb": t.at_least_gb, "flags": _words(t.flags)}
+            {
+                "name": t.name,
+                "at_least_gb": t.at_least_gb,
+                "flags": _words(t.flags, without),
+                "with_display": _words(t.with_display, without),
+            }
             for t in (gpu.tiers if gpu else ())
         ],
         "profiles": {
             name: {
                 "environment": _environment((*common.environment, *profile.environment)),
-                "flags": _words((*common.flags, *profile.flags)),
+                "flags": _words((*common.flags, *profile.flags), without),
             }
             for name, profile in sorted(target.profiles.items())
         },
     }
 
 
-def _words(flags: Iterable[Flag]) -> list[list[str]]:
-    return [[f.flag] if f.value is None else [f.flag, f.value] for f in flags]
+def _without(matrix: Matrix, source: Source) -> dict[str, str]:
+    """The flags that this version of ComfyUI does wrongly, with the reason."""
+    fallback = matrix.comfyui.fallback
+    return {f.flag: f.why for f in fallback.without} if source.version == fallback.version else {}
+
+
+def _words(flags: Iterable[Flag], without: Iterable[str] = ()) -> list[list[str]]:
+    return [[f.flag] if f.value is None else [f.flag, f.value] for f in flags if f.flag not in without]
 
 
 def _environment(variables: Iterable[Variable]) -> dict[str, str]:
     return {v.name: v.value for v in variables}
 
 
-def _reasons(common: Profile, own: Profile) -> list[dict[str, str]]:
-    rows = []
-    for profile in (common, own):
-        rows += [
-            {"line": f"{v.name}={v.value}", "why": v.why, "evidence": v.evidence} for v in profile.environment
+def _all_reasons(target: Target, matrix: Matrix, without: Mapping[str, str]) -> dict[str, Any]:
+    common = matrix.common.profile
+    found: dict[str, Any] = {
+        name: [
+            *_reasons(common.environment, common.flags, without),
+            *_reasons(profile.environment, profile.flags, without),
         ]
-        rows += [
-            {"line": " ".join(filter(None, (f.flag, f.value))), "why": f.why, "evidence": f.evidence}
-            for f in profile.flags
-        ]
+        for name, profile in sorted(target.profiles.items())
+    }
+    for tier in target.gpu.tiers if target.gpu else ():
+        rows = _reasons((), tier.flags, without)
+        shown = _reasons((), tier.with_display, without)
+        rows += [{**row, "line": f"{row['line']} (with a display)"} for row in shown]
+        if rows:
+            found[f"default, from {tier.at_least_gb:g} GB"] = rows
+    return found
+
+
+def _reasons(
+    environment: Iterable[Variable], flags: Iterable[Flag], without: Mapping[str, str]
+) -> list[dict[str, str]]:
+    rows = [{"line": f"{v.name}={v.value}", "why": v.why, "evidence": v.evidence} for v in environment]
+    for f in flags:
+        line = " ".join(filter(None, (f.flag, f.value)))
+        if f.flag in without:
+            rows.append({"line": f"without {line}", "why": without[f.flag], "evidence": f.evidence})
+        else:
+            rows.append({"line": line, "why": f.why, "evidence": f.evidence})
     return rows

@@ -1,4 +1,4 @@
-"""Everything committed that follows from the matrix: rendered/, the JSON Schemas, the README's table."""
+"""Everything committed that follows from the matrix: rendered/, the JSON Schemas, docs/profiles.md, README's table."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from imgbuild.project import Project
 
 BAKE_FILE = "rendered/docker-bake.json"
+PROFILES_PAGE = "docs/profiles.md"
 _BEGIN = "<!-- imgbuild targets: begin (rendered; imgbuild render) -->"
 _END = "<!-- imgbuild targets: end -->"
 
@@ -49,6 +50,7 @@ def shared_files(project: Project, plans: Sequence[Plan]) -> Files:
     readme = project.root / "README.md"
     if readme.is_file():
         files["README.md"] = with_table(read_text(readme), plans)
+        files[PROFILES_PAGE] = profiles_page(plans)
     return files
 
 
@@ -65,12 +67,12 @@ def with_table(text: str, plans: Sequence[Plan]) -> str:
 
 def targets_table(plans: Sequence[Plan]) -> str:
     rows = [
-        "| target | made for | platform | compute capability | kernels, and the code in them | CUDA | torch | starts with |",
+        "| target | made for | platform | compute capability | kernels, and the code in them | CUDA | torch | starts with, and its [evidence](docs/profiles.md) |",
         "| --- " * 8 + "|",
     ]
     for plan in plans:
-        flags = plan.profile["profiles"]["default"]["flags"]
-        shown = "<br>".join(f"`{' '.join(words)}`" for words in flags) or "ComfyUI's defaults"
+        flags = [row for row in plan.reasons["default"] if row["line"].startswith("--")]
+        shown = "<br>".join(f"`{f['line']}` {f['evidence']}" for f in flags) or "ComfyUI's defaults"
         cells = [
             f"`{plan.name}`",
             plan.title,
@@ -83,3 +85,36 @@ def targets_table(plans: Sequence[Plan]) -> str:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+_PROFILES_HEAD = """\
+# Profiles
+
+<!-- rendered from images/; imgbuild render -->
+
+What a target starts with: `default`, or `COMFY_PROFILE=classic`, which is the source document's environment and flags to
+the letter, less the flags that no longer exist. It is kept so that the claims can be tested. How the evidence is
+marked: **V** read in source or measured from a wheel, **M** measured by a third party who shows the method, **C** a
+claim nobody verified, **TBM** to be measured on the hardware. `{cache}` is /cache, `{compiled}` a folder in it that
+belongs to the target and its torch.
+"""
+
+
+def profiles_page(plans: Sequence[Plan]) -> str:
+    """Every line of every profile, with its reason and evidence."""
+    all_rows = [rows for plan in plans for name, rows in plan.reasons.items() if "," not in name]
+    shared = [row for row in all_rows[0] if all(row in rows for rows in all_rows)] if all_rows else []
+    parts = [_PROFILES_HEAD, "\n## Every profile\n\n", _reasons_table(shared)]
+    for plan in plans:
+        parts.append(f"\n## {plan.name}: {plan.title}\n")
+        for name, rows in sorted(
+            plan.reasons.items(), key=lambda item: (not item[0].startswith("default"), item[0])
+        ):
+            own = [row for row in rows if row not in shared]
+            parts.append(f"\n{name}:\n\n{_reasons_table(own)}" if own else f"\n{name}: nothing more.\n")
+    return "".join(parts)
+
+
+def _reasons_table(rows: Sequence[dict[str, str]]) -> str:
+    lines = [f"| `{row['line']}` | {row['why']} | {row['evidence']} |" for row in rows]
+    return "\n".join(["| line | why | evidence |", "| --- | --- | --- |", *lines]) + "\n"

@@ -122,13 +122,17 @@ def kernel_files(tree: Path, kernel: Kernel, option: str) -> tuple[str, ...]:
         raise ConfigError(f"{option}: there is no such folder")
     if not (tree / "setup.py").is_file():
         raise ConfigError(f"{option}: has no setup.py", hint="name the folder that holds it")
-    listed = _git(tree, "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".")
-    if listed is not None:
-        names = [n for n in listed.split("\0") if n]
+    tracked = _git(tree, "ls-files", "-z", "--cached", "--recurse-submodules", ".")
+    if tracked is not None:
+        others = _git(tree, "ls-files", "-z", "--others", "--exclude-standard", ".") or ""
+        names = sorted({n for n in (tracked + others).split("\0") if n})
     else:
         names = [p.relative_to(tree).as_posix() for p in tree.rglob("*") if "__pycache__" not in p.parts]
     left_out = tuple(f"{folder}/" for folder in (*kernel.source.leave_out, ".git", "build"))
-    return tuple(sorted(n for n in names if not n.startswith(left_out) and (tree / n).is_file()))
+    names = [n for n in names if not n.startswith(left_out)]
+    if link := next((n for n in names if (tree / n).is_symlink() and (tree / n).is_dir()), None):
+        raise ConfigError(f"{option}: {link} is a link to a folder, which is not followed")
+    return tuple(sorted(n for n in names if (tree / n).is_file()))
 
 
 def kernel_checkout(kernel: Kernel, tree: Path, option: str) -> KernelSource:
@@ -138,7 +142,7 @@ def kernel_checkout(kernel: Kernel, tree: Path, option: str) -> KernelSource:
     head = (_git(tree, "rev-parse", "HEAD") or "").strip()
     if commit is not None and head == commit:
         left_out = [f":(exclude){folder}" for folder in kernel.source.leave_out]
-        if _git(tree, "status", "--porcelain", "--", ".", *left_out) == "":
+        if _git(tree, "status", "--porcelain", "--untracked-files=all", "--", ".", *left_out) == "":
             return KernelSource(kind="git", identity=commit)
     return KernelSource(kind="tree", identity=tree_hash(tree, files))
 

@@ -120,6 +120,7 @@ class Expected:
     capability: str | None = None
     machine: str | None = None
     kernels: tuple[LabelledKernel, ...] = ()
+    problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -261,12 +262,22 @@ def expect(image: Image, *, matrix: Matrix, target: Target | None, capability: s
             "\n".join(f"{image.tag}: {c}" for c in contradictions),
             hint=f"imgbuild build -t {target.name if target else own} makes it as the matrix says",
         )
+    kernels = parse_kernels(labels.get("imgbuild.kernels", "none"))
+    problems = []
+    if target is not None and (lacking := sorted(set(target.kernels) - {k.name for k in kernels})):
+        problems.append(
+            f"the label imgbuild.kernels has no {', '.join(lacking)}, which target {target.name} has"
+        )
+    warnings += [
+        f"{k.name} {k.version} is a fallback: nothing in it is compiled" for k in kernels if not k.compiled
+    ]
     demanded = capability or promised or gpu
     return Expected(
         target=own or (target.name if target else None),
         capability=None if demanded == "none" else demanded,
         machine=MACHINES.get(image.platform),
-        kernels=parse_kernels(labels.get("imgbuild.kernels", "none")),
+        kernels=kernels,
+        problems=tuple(problems),
         warnings=tuple(warnings),
     )
 
@@ -457,7 +468,7 @@ def read_package(folder: str, files: Mapping[str, bytes]) -> Package | None:
 def judge(subject: str, content: Content, expected: Expected, *, distributions: Mapping[str, str]) -> Report:
     """Hold what an image holds against what is expected. `distributions`: the package of a kernel, by its name."""
     owners = {file: package for package in content.packages for file in package.files}
-    problems: list[str] = []
+    problems = list(expected.problems)
     warnings = list(expected.warnings)
     kernel_files: set[str] = set()
     for kernel in expected.kernels:
@@ -519,6 +530,8 @@ def _kernel_problems(
         return [f"{promise} for {' and '.join(kernel.code)}, and it holds no GPU code"]
     problems = []
     for file, library in found.items():
+        if not library.codes:
+            problems.append(f"{file} holds no GPU code")
         if wrong := fatbin.complaint(library, capability=capability, code=kernel.code):
             problems.append(f"{file} {wrong}")
     return problems

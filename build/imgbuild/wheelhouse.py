@@ -182,6 +182,11 @@ class Wheelhouse:
             with self._locked():
                 return self._settle(kernel, key, distribution)
 
+    def reject(self, entry: Entry, why: str) -> None:
+        """Set a sound entry aside that is not what its key stands for; told, and from then on absent."""
+        with self._locked(), contextlib.suppress(FileNotFoundError):  # somebody else did
+            self._set_aside(entry.kernel, entry.key, why)
+
     def put(
         self,
         kernel: str,
@@ -271,7 +276,10 @@ class Wheelhouse:
                 with contextlib.suppress(OSError):  # not empty, or gone
                     (self.folder / entry.kernel).rmdir()
             for folder in self._rejected(kernel):
-                shutil.rmtree(folder)
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+                else:
+                    folder.unlink()
             with contextlib.suppress(OSError):
                 (self.folder / _REJECTED).rmdir()
             for folder in self.folder.glob(f"{_WORK}*"):
@@ -358,18 +366,22 @@ class Wheelhouse:
         try:
             return self._look(kernel, key, distribution)
         except UnsoundError as e:
-            rejected = self.folder / _REJECTED
-            rejected.mkdir(exist_ok=True)
-            place = rejected / f"{kernel}-{key}"
-            number = 1
-            while place.exists():
-                number += 1
-                place = rejected / f"{kernel}-{key}-{number}"
-            self._place(kernel, key).rename(place)
-            with contextlib.suppress(OSError):  # not empty
-                (self.folder / kernel).rmdir()
-            self._say(f"wheelhouse: {kernel} {key} is not used: {e}; it lies in {place} now")
+            self._set_aside(kernel, key, str(e))
             return None
+
+    def _set_aside(self, kernel: str, key: str, why: str) -> None:
+        """Move an entry out of the way; the lock is held."""
+        rejected = self.folder / _REJECTED
+        rejected.mkdir(exist_ok=True)
+        place = rejected / f"{kernel}-{key}"
+        number = 1
+        while place.exists():
+            number += 1
+            place = rejected / f"{kernel}-{key}-{number}"
+        self._place(kernel, key).rename(place)
+        with contextlib.suppress(OSError):  # not empty
+            (self.folder / kernel).rmdir()
+        self._say(f"wheelhouse: {kernel} {key} is not used: {why}; it lies in {place} now")
 
     def _place(self, kernel: str, key: str) -> Path:
         return self.folder / kernel / key

@@ -1,8 +1,10 @@
-"""comfyrun serve (default) · health · shell."""
+"""comfyrun serve (default) · check · health · nodes · shell."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -13,41 +15,58 @@ from comfyrun.errors import INTERRUPTED, ComfyrunError, ConfigError, MachineErro
 from comfyrun.layout import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from comfyrun import overlay
     from comfyrun.launch import Launch, Machine
+    from comfyrun.logs import Level
+    from comfyrun.preflight.report import Report
+    from comfyrun.preflight.system import System
 
 USAGE = """\
 usage: comfyrun [serve] [--print [--json]] [ARGS ...]   start ComfyUI; ARGS are ComfyUI's own flags
-       comfyrun health [--ready]                        exit 0 when it is alive (ready: takes jobs)
+       comfyrun check [--json] [ARGS ...]               what serve would meet here: GPU, driver, kernels, volumes
+       comfyrun health [--ready] [--json]               exit 0 when it is alive (ready: takes jobs)
+       comfyrun nodes install|list|remove|sync ...      custom nodes and their packages, on the data volume
        comfyrun shell [COMMAND ...]                     a shell, or a command, in ComfyUI's environment
        comfyrun --version | --help
 
-variables: COMFY_PROFILE, COMFY_PORT, COMFY_LISTEN, COMFY_ARGS, COMFY_DATA, COMFY_CACHE
-exit codes: 2 wrong configuration, 69 not possible here (directory, port), else ComfyUI's own
+variables: COMFY_PROFILE, COMFY_ARGS, COMFY_PORT, COMFY_LISTEN, COMFY_ATTENTION, COMFY_MEMORY, COMFY_RESERVE_VRAM,
+  COMFY_PREVIEW, COMFY_STRICT, COMFY_DATA, COMFY_CACHE, COMFY_MODELS, COMFY_NODES, COMFY_OFFLINE, COMFY_METADATA,
+  COMFY_CORS, COMFY_MAX_UPLOAD, COMFY_TLS_CERT, COMFY_TLS_KEY, COMFY_LOG, COMFY_STOP_TIMEOUT;
+  also in a file: /data/comfyrun.env
+exit codes: 2 wrong configuration, 69 not possible here (directory, port), 76 no GPU for this image,
+  77 a kernel failed under COMFY_STRICT, else ComfyUI's own
 """
 
-VERBS = ("serve", "health", "shell")
+VERBS = ("serve", "check", "health", "nodes", "shell")
 
 
 def main(
     arguments: Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
     layout: Layout | None = None,
+    system: System | None = None,
 ) -> int:
     # A variable may hold bytes that are no UTF-8; showing it must not be what fails.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    given = os.environ if environ is None else environ
+    _Form.json = given.get("COMFY_LOG", "").lower() == "json"
     try:
         return _run(
             list(sys.argv[1:] if arguments is None else arguments),
-            os.environ if environ is None else environ,
+            given,
             layout or Layout(),
+            system,
         )
     except ComfyrunError as error:
+        from comfyrun import redact  # noqa: PLC0415
+
+        hide = redact.of(given)
         for message in error.messages:
-            _say(message)
+            _say(hide.text(message), "error")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -57,15 +76,19 @@ def main(
         return 0
 
 
-def _run(arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
+def _run(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
     verb = "serve"
     if arguments and not arguments[0].startswith("-"):
         verb = arguments.pop(0)
     match verb:
         case "serve":
-            return _serve(arguments, environ, layout)
+            return _serve(arguments, environ, layout, system)
+        case "check":
+            return _check(arguments, environ, layout, system)
         case "health":
             return _health(arguments, layout)
+        case "nodes":
+            return _nodes(arguments, environ, layout)
         case "shell":
             return _shell(arguments, environ, layout)
         case _:
@@ -75,48 +98,116 @@ def _run(arguments: list[str], environ: Mapping[str, str], layout: Layout) -> in
             )
 
 
-def _serve(arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
+def _serve(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
     if arguments[:1] in (["--help"], ["-h"]):
         print(USAGE, end="")
         return 0
     if arguments == ["--version"]:
         print(f"comfyrun {__version__}")
         return 0
+    from comfyrun.preflight import run  # noqa: PLC0415
+    from comfyrun.preflight import system as real  # noqa: PLC0415
+
     wanted = {name for name in ("--print", "--json") if name in arguments}
     machine = observe(environ)
-    launch = _plan(layout, environ, [a for a in arguments if a not in wanted], machine)
+    plan = _planner(layout, environ, [a for a in arguments if a not in wanted], machine)
+    depth = run.PREVIEW if wanted else run.SERVE
+    launch, found = run.preflight(plan, system or real.this_machine(), layout, machine, depth)
     if wanted:
         from comfyrun import report  # noqa: PLC0415
 
         print(report.as_json(launch) if "--json" in wanted else report.as_text(launch), flush=True)
         return 0
-    return _start(launch, machine)
+    return _start(launch, found, layout)
 
 
-def _start(launch: Launch, machine: Machine) -> int:
-    from comfyrun import directories, port, report  # noqa: PLC0415
+def _check(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
+    from comfyrun import redact  # noqa: PLC0415
+    from comfyrun.preflight import report, run  # noqa: PLC0415
+    from comfyrun.preflight import system as real  # noqa: PLC0415
 
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(USAGE, end="")
+        return 0
+    machine = observe(environ)
+    plan = _planner(layout, environ, [a for a in arguments if a != "--json"], machine)
+    launch, found = run.preflight(plan, system or real.this_machine(), layout, machine, run.CHECK)
+    hide = redact.of(launch.environment)
+    print(
+        report.as_json(found, hide) if "--json" in arguments else hide.text(report.as_text(found)), flush=True
+    )
+    return found.exit_code
+
+
+def _start(launch: Launch, found: Report, layout: Layout) -> int:
+    from comfyrun import client, logs, overlay, port, process, redact, report  # noqa: PLC0415
+
+    _Form.json = launch.log == "json"
+    hide = redact.of(launch.environment)
     for note in launch.notes:
-        _say(note)
-    directories.prepare(launch.directories, machine)
+        _say(hide.text(note))
+    for line in found.notes:
+        _say(hide.text(line), "warning")
+    if found.failure is not None:
+        raise found.failure
     port.check(launch.listen, launch.port)
-    _say(report.one_line(launch))
+    note = overlay.note(_place(launch, layout)) if launch.nodes else ""
+    if note:
+        _say(note, "warning")
+    _say(hide.text(report.one_line(launch)))
     # The same names are then found beside it (models, output), and what a node writes "here" is kept.
     try:
         os.chdir(launch.workdir)
     except OSError as error:
         raise MachineError(f"{launch.workdir} cannot be entered: {error.strerror}") from None
-    return _execute(launch.argv, launch.environment)
+    return process.run(
+        launch.argv,
+        launch.environment,
+        client.local(launch.listen, launch.port, tls=launch.tls),
+        logs.Log("json" if _Form.json else "text", hide.values),
+        float(launch.settings.stop_timeout),
+    )
 
 
 def _health(arguments: list[str], layout: Layout) -> int:
     from comfyrun import health  # noqa: PLC0415
 
-    strange = [a for a in arguments if a != "--ready"]
+    strange = [a for a in arguments if a not in ("--ready", "--json")]
     if strange:
-        raise ConfigError(f"comfyrun health knows only --ready, not {strange[0]}")
-    print(health.check(layout, ready=bool(arguments)))
+        raise ConfigError(f"comfyrun health knows only --ready and --json, not {strange[0]}")
+    as_json = "--json" in arguments
+    try:
+        found = health.check(layout, ready="--ready" in arguments)
+    except health.UnhealthyError as error:
+        if not as_json:
+            raise
+        print(health.unhealthy_as_json(error))
+        return error.exit_code
+    print(found.as_json() if as_json else found.text)
     return 0
+
+
+def _nodes(arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
+    from comfyrun import nodes  # noqa: PLC0415
+
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(nodes.USAGE, end="")
+        return 0 if arguments else ConfigError.exit_code
+    launch = _plan(layout, environ, [], observe(environ))
+    return nodes.main(arguments, _place(launch, layout), _say)
+
+
+def _place(launch: Launch, layout: Layout) -> overlay.Place:
+    from comfyrun import overlay  # noqa: PLC0415
+
+    return overlay.Place(
+        layout=layout,
+        data=launch.workdir,
+        cache=launch.cache,
+        torch=launch.image.torch,
+        environ=launch.environment,
+        baked=launch.image.nodes,
+    )
 
 
 def _shell(arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
@@ -127,20 +218,33 @@ def _shell(arguments: list[str], environ: Mapping[str, str], layout: Layout) -> 
     # A shell is what one opens when something is wrong: it comes up whatever the volumes are like.
     with contextlib.suppress(MachineError):
         directories.prepare(launch.directories, machine)
+        directories.ready(launch.files, machine)
     shell = "/bin/bash" if Path("/bin/bash").exists() else "/bin/sh"
     return _execute(arguments or [shell], launch.environment)
 
 
 def _plan(layout: Layout, environ: Mapping[str, str], arguments: list[str], machine: Machine) -> Launch:
-    from comfyrun import flagtable, launch, profile  # noqa: PLC0415
+    return _planner(layout, environ, arguments, machine)()
 
-    return launch.plan(
+
+def _planner(
+    layout: Layout, environ: Mapping[str, str], arguments: list[str], machine: Machine
+) -> Callable[..., Launch]:
+    """The pure function with all that is known before the GPU was looked at."""
+    from comfyrun import envfile, flagtable, launch, models, profile, settings  # noqa: PLC0415
+
+    path = settings.file_path(environ)
+    file = envfile.read(Path(path)) if path else None
+    folders = models.look(settings.read(environ, file).models)
+    return functools.partial(
+        launch.plan,
         image=profile.read(layout.profile),
         table=flagtable.read(layout.flags),
         layout=layout,
         environ=environ,
         arguments=arguments,
-        machine=machine,
+        machine=dataclasses.replace(machine, folders=folders),
+        file=file,
     )
 
 
@@ -154,11 +258,15 @@ def observe(environ: Mapping[str, str]) -> Machine:
     except KeyError:
         user = None
     home = environ.get("HOME", "")
+    try:
+        writable = home not in ("", "/") and os.access(home, os.W_OK | os.X_OK)
+    except ValueError:  # a NUL in it
+        writable = False
     return Machine(
         uid=os.getuid(),
         gid=os.getgid(),
         user=user,
-        home_writable=home not in ("", "/") and os.access(home, os.W_OK | os.X_OK),
+        home_writable=writable,
     )
 
 
@@ -172,5 +280,16 @@ def _execute(argv: Sequence[str], environment: Mapping[str, str]) -> int:
         raise MachineError(f"{argv[0]} cannot be started: {error}") from None
 
 
-def _say(message: str) -> None:
-    print(f"comfyrun: {message}", file=sys.stderr, flush=True)
+class _Form:
+    """Of comfyrun's own lines."""
+
+    json = False
+
+
+def _say(message: str, level: Level = "info") -> None:
+    if not _Form.json:
+        print(f"comfyrun: {message}", file=sys.stderr, flush=True)
+        return
+    from comfyrun.logs import Log  # noqa: PLC0415
+
+    Log("json").say(message, level)

@@ -12,7 +12,7 @@ from comfyrun.errors import MachineError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from comfyrun.launch import Directory, Machine
+    from comfyrun.launch import Directory, File, Machine
 
 
 def prepare(directories: Sequence[Directory], machine: Machine) -> None:
@@ -23,6 +23,9 @@ def prepare(directories: Sequence[Directory], machine: Machine) -> None:
     messages: dict[str, None] = {}  # an ordered set: ten folders of one bad volume are one message
     for directory in directories:
         path = Path(directory.path)
+        if directory.given is not None and not path.is_dir():
+            messages[_absent(path, directory.given)] = None
+            continue
         try:
             path.mkdir(parents=True, exist_ok=True)
             if directory.needs == "write":
@@ -33,6 +36,44 @@ def prepare(directories: Sequence[Directory], machine: Machine) -> None:
             messages[_explain(path, directory.needs, error, machine)] = None
     if messages:
         raise MachineError(*messages)
+
+
+def ready(files: Sequence[File], machine: Machine) -> None:
+    """Write the files that have a text; the others have to be readable. Raises MachineError for each trouble."""
+    messages: dict[str, None] = {}
+    for file in files:
+        path = Path(file.path)
+        try:
+            if file.text is None:
+                with path.open("rb"):
+                    pass
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(path, file.text)
+        except (FileNotFoundError, IsADirectoryError):
+            messages[f"{path} is not there, or no file: {file.origin} names it ({file.purpose})"] = None
+        except (OSError, ValueError) as error:
+            needs = "read" if file.text is None else "write"
+            messages[_explain(path, needs, error, machine)] = None
+    if messages:
+        raise MachineError(*messages)
+
+
+def _write(path: Path, text: str) -> None:
+    # Several servers may share the volume: the file is whole at every moment. Its name goes by its content.
+    new = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _absent(path: Path, given: str) -> str:
+    return (
+        f"{path} is not there, and {given} names it: no empty folder is made in its place. Mount what belongs "
+        f"there (docker run -v /where/it/is:{path}), or create it"
+    )
 
 
 def _try_writing(path: Path) -> None:

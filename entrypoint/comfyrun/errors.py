@@ -33,6 +33,21 @@ class MachineError(ComfyrunError):
     exit_code = 69  # EX_UNAVAILABLE: distinct from everything ComfyUI returns
 
 
+class HardwareError(ComfyrunError):
+    """No GPU that this image can use: none at all, another kind, or one whose driver is too old or broken."""
+
+    exit_code = 76
+
+
+class KernelError(ComfyrunError):
+    """An attention kernel does not work on this GPU, and COMFY_STRICT makes that an error."""
+
+    exit_code = 77
+
+
+BROKEN = 75
+"""ComfyUI runs but can do no more jobs: the GPU's context is lost, or its worker has ended. EX_TEMPFAIL: try again."""
+
 INTERRUPTED = 130
 
 

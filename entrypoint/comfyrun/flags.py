@@ -22,15 +22,14 @@ from comfyrun import flagtable
 from comfyrun import profile as profile_module
 from comfyrun.errors import ComfyrunError, ConfigError, nearest
 from comfyrun.flagtable import Flag, FlagTable
-from comfyrun.launch import REQUIRED_FLAGS, own_options
 from comfyrun.layout import Layout
-from comfyrun.settings import Settings
+from comfyrun.options import REQUIRED_FLAGS, own_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from comfyrun.flagtable import Arity, TypeName
-    from comfyrun.profile import Image, Profile
+    from comfyrun.flagtable import Arity, Option, TypeName
+    from comfyrun.profile import Image
 
 
 class RefusedError(Exception):
@@ -71,19 +70,25 @@ def mistakes(table: FlagTable, image: Image, tree: Path, layout: Layout) -> list
         if name not in table
     ]
     for profile in image.profiles.values():
-        found += _profile_mistakes(table, profile, tree, layout)
+        found += _mistakes_of(
+            table, own_options(table, layout), profile.tokens, f"profile {profile.name}", tree
+        )
+    default = image.profiles.get("default")
+    for tier in image.tiers:
+        below, _ = table.parse(default.tokens if default else (), "profile default")
+        own, _ = table.overlay(own_options(table, layout), below)
+        found += _mistakes_of(table, own, tier.tokens(display=True), f"tier {tier.name}", tree)
     return found
 
 
-def _profile_mistakes(table: FlagTable, profile: Profile, tree: Path, layout: Layout) -> list[str]:
-    origin = f"profile {profile.name}"
-    options, wrong = table.parse(profile.tokens, origin)
+def _mistakes_of(
+    table: FlagTable, below: Sequence[Option], tokens: Sequence[str], origin: str, tree: Path
+) -> list[str]:
+    options, wrong = table.parse(tokens, origin)
     if wrong:
         return wrong
     # A second opinion: the parser knows rules that no table holds (checks after parsing).
-    settings = Settings()
-    own = own_options(table, layout, settings, data=settings.data, data_origin="default")
-    merged, _ = table.overlay(own, [o for o in options if o.flag.type != "directory"])
+    merged, _ = table.overlay(below, [o for o in options if o.flag.type != "directory"])
     refused = refusal(tree, [token for option in merged for token in option.tokens])
     return [f"{origin}: ComfyUI's parser refuses it: {refused}"] if refused else []
 

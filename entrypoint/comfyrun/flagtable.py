@@ -144,15 +144,16 @@ class FlagTable:
         kept = list(below)
         notes: list[str] = []
         for option in above:
-            for old in list(kept):
-                if old.flag is option.flag:
-                    if option.flag.repeats:
-                        continue
-                    kept.remove(old)
-                elif self._excludes(old.flag, option.flag):
-                    kept.remove(old)
-                    notes.append(f"{option.name} ({option.origin}) replaces {old} ({old.origin})")
-            kept.append(option)
+            again = [old for old in kept if old.flag is option.flag and not option.flag.repeats]
+            excluded = [old for old in kept if self._excludes(old.flag, option.flag)]
+            notes += [f"{option.name} ({option.origin}) replaces {old} ({old.origin})" for old in excluded]
+            kept = [old for old in kept if old not in excluded]
+            if again:  # in its place, so that a command line reads the same whoever said what
+                place = kept.index(again[0])
+                kept = [old for old in kept if old not in again]
+                kept.insert(place, option)
+            else:
+                kept.append(option)
         return kept, notes
 
     def _contradictions(self, options: Sequence[Option]) -> list[str]:

@@ -1,27 +1,27 @@
-"""Is ComfyUI alive, is it ready? Asks the server that really runs in this container.
+"""Is ComfyUI alive, is it ready, and is it on the device it was started for?
 
-Where it listens is read from its command line in /proc: no state file is needed, so it works with a
-read-only root, under any UID, and also when COMFY_PORT was only set for the first process.
+Asks the server that really runs in this container. Where it listens, and whether it was told to use the
+CPU, is read from its command line in /proc: that also holds when COMFY_PORT was only set for the first process.
 """
 
 from __future__ import annotations
 
 import json
-import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from comfyrun import client, state
+from comfyrun.client import NoAnswerError, Server
 from comfyrun.errors import ComfyrunError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
+    from collections.abc import Iterator, Mapping
 
     from comfyrun.layout import Layout
 
 TIMEOUT = 5  # seconds, for all of it
-_LIMIT = 1 << 20  # bytes; the answers have a few hundred
 
 
 class UnhealthyError(ComfyrunError):
@@ -31,48 +31,101 @@ class UnhealthyError(ComfyrunError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
-    host: str
+class Process:
+    pid: int
+    parent: int
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
     port: int
-    tls: bool
+    device: str
+    device_name: str
+    queue: int | None
+    """Jobs that wait or run; None where nobody asked."""
+    fallbacks: Mapping[str, int] | None
+    """Calls that PyTorch's attention did in another's place; None where that is not known."""
+
+    @property
+    def text(self) -> str:
+        state = "alive" if self.queue is None else "ready"
+        parts = [f"{state} on port {self.port}", f"runs on {self.device or 'an unknown device'}"]
+        if self.queue is not None:
+            parts.append(f"{self.queue} in the queue")
+        if self.fallbacks:
+            counts = ", ".join(f"{name} {count}" for name, count in sorted(self.fallbacks.items()))
+            parts.append(f"attention fell back to PyTorch's: {counts}")
+        return "; ".join(parts)
+
+    def as_json(self) -> str:
+        return json.dumps(
+            {
+                "schema": 1,
+                "healthy": True,
+                "ready": None if self.queue is None else True,
+                "port": self.port,
+                "device": self.device or None,
+                "device_name": self.device_name or None,
+                "queue": self.queue,
+                "attention_fallbacks": None if self.fallbacks is None else dict(self.fallbacks),
+            }
+        )
 
 
-def check(layout: Layout, *, ready: bool, proc: Path = Path("/proc")) -> str:
-    """One line on how it is. Raises UnhealthyError, after `TIMEOUT` seconds at the latest."""
-    server = find(layout, proc)
-    path = "/prompt" if ready else "/system_stats"
+def unhealthy_as_json(error: ComfyrunError) -> str:
+    return json.dumps({"schema": 1, "healthy": False, "reason": "; ".join(error.messages)})
 
-    def too_late(_signal: int, _frame: FrameType | None) -> None:
-        raise UnhealthyError(f"GET {path} on port {server.port}: no answer in {TIMEOUT} s")
 
-    # A socket's timeout starts again with each byte; this one does not.
-    before = signal.signal(signal.SIGALRM, too_late)
-    signal.alarm(TIMEOUT)
+def check(layout: Layout, *, ready: bool, proc: Path = Path("/proc")) -> Health:
+    """Raises UnhealthyError, after `TIMEOUT` seconds at the latest."""
+    process = find(layout, proc)
+    told = state.read(proc, process.parent) or {}
+    for key, words in (("broken", "can do no more jobs"), ("stopping", "is being stopped")):
+        if told.get(key) and (ready or key == "broken"):
+            raise UnhealthyError(f"ComfyUI {words}: {told[key]}")
+    server = parse(process.argv)
+    deadline = time.monotonic() + TIMEOUT
     try:
-        answer = _get(server, path)
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-    if not ready:
-        return f"alive on port {server.port}"
-    match answer:
-        case {"exec_info": {"queue_remaining": int(waiting)}}:
-            return f"ready on port {server.port}, {waiting} in the queue"
-        case _:
-            raise UnhealthyError(
-                f"GET {path} on port {server.port}: the answer has no exec_info.queue_remaining"
-            )
+        kind, name = _device(client.get(server, "/system_stats", deadline), server)
+        queue = _queue(client.get(server, "/prompt", deadline), server) if ready else None
+    except NoAnswerError as error:
+        raise UnhealthyError(str(error)) from None
+    wanted = wanted_device(process.argv, layout)
+    if wanted and kind != wanted:
+        raise UnhealthyError(
+            f"ComfyUI runs on {kind or 'an unknown device'}, and was started to run on {wanted}"
+        )
+    fallbacks = told.get("attention_fallbacks")
+    return Health(
+        port=server.port,
+        device=kind,
+        device_name=name,
+        queue=queue,
+        fallbacks=fallbacks if isinstance(fallbacks, dict) else None,
+    )
 
 
-def find(layout: Layout, proc: Path) -> Server:
-    """The running server's address. Raises UnhealthyError when there is none."""
-    for argv in _command_lines(proc):
+def find(layout: Layout, proc: Path) -> Process:
+    """The running server. Raises UnhealthyError when there is none."""
+    for process, argv in _command_lines(proc):
         if str(layout.main) in argv[:4]:  # the interpreter, its options, and QEMU when emulated
-            return parse(argv)
+            return Process(pid=int(process.name), parent=_parent(process), argv=tuple(argv))
     raise UnhealthyError("ComfyUI is not running in this container")
 
 
-def parse(argv: list[str]) -> Server:
+def wanted_device(argv: tuple[str, ...], layout: Layout) -> str | None:
+    """What torch calls the device that this command line asks for; None when that cannot be told."""
+    if "--cpu" in argv:
+        return "cpu"
+    try:
+        image = json.loads(layout.profile.read_bytes())
+        return "cuda" if image["cuda"] else "cpu"
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return None
+
+
+def parse(argv: tuple[str, ...]) -> Server:
     """Where a ComfyUI with these arguments listens; the last of each flag counts, as in argparse."""
     found = {"--listen": "127.0.0.1", "--port": "8188", "--tls-keyfile": ""}
     for position, token in enumerate(argv):
@@ -86,16 +139,33 @@ def parse(argv: list[str]) -> Server:
             found[name] = "0.0.0.0"  # noqa: S104  (--listen alone means every address)
         else:
             found[name] = following
-    host = found["--listen"].split(",")[0]
     port = int(found["--port"]) if found["--port"].isdecimal() else 8188
-    return Server(
-        host={"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host),  # noqa: S104
-        port=port,
-        tls=bool(found["--tls-keyfile"]),
-    )
+    return client.local(found["--listen"].split(","), port, tls=bool(found["--tls-keyfile"]))
 
 
-def _command_lines(proc: Path) -> Iterator[list[str]]:
+def _device(answer: object, server: Server) -> tuple[str, str]:
+    """Its kind, as torch calls it, and its name. The first device is the one that ComfyUI uses."""
+    match answer:
+        case {"devices": [{"type": str(kind), **rest}, *_]}:
+            name = rest.get("name")
+            return kind, name if isinstance(name, str) else ""
+        case {"devices": _}:
+            return "", ""
+        case _:
+            raise NoAnswerError(f"GET /system_stats on port {server.port}: the answer names no devices")
+
+
+def _queue(answer: object, server: Server) -> int:
+    match answer:
+        case {"exec_info": {"queue_remaining": int(waiting)}}:
+            return waiting
+        case _:
+            raise NoAnswerError(
+                f"GET /prompt on port {server.port}: the answer has no exec_info.queue_remaining"
+            )
+
+
+def _command_lines(proc: Path) -> Iterator[tuple[Path, list[str]]]:
     try:
         processes = sorted(
             (entry for entry in proc.iterdir() if entry.name.isdecimal()), key=lambda e: int(e.name)
@@ -107,36 +177,12 @@ def _command_lines(proc: Path) -> Iterator[list[str]]:
             raw = (process / "cmdline").read_bytes()
         except OSError:
             continue  # it has ended meanwhile, or belongs to another user under hidepid
-        yield raw.decode("utf-8", "surrogateescape").split("\0")
+        yield process, raw.decode("utf-8", "surrogateescape").split("\0")
 
 
-def _get(server: Server, path: str) -> object:
-    import http.client  # noqa: PLC0415  (a quarter of the whole start)
-
-    where = f"GET {path} on port {server.port}"
-    connection: http.client.HTTPConnection
-    if server.tls:
-        import ssl  # noqa: PLC0415
-
-        # It asks itself: there is nobody between to be kept out, and the name never matches 127.0.0.1.
-        context = ssl._create_unverified_context()  # noqa: S323, SLF001
-        connection = http.client.HTTPSConnection(server.host, server.port, timeout=TIMEOUT, context=context)
-    else:
-        connection = http.client.HTTPConnection(server.host, server.port, timeout=TIMEOUT)
+def _parent(process: Path) -> int:
     try:
-        connection.request("GET", path, headers={"Connection": "close"})
-        with connection.getresponse() as response:
-            body = response.read(_LIMIT)
-    except TimeoutError:
-        raise UnhealthyError(f"{where}: no answer in {TIMEOUT} s") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise UnhealthyError(f"{where}: {error}") from None
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        raise UnhealthyError(f"{where}: answers {response.status}")
-    try:
-        answer: object = json.loads(body)
-    except (ValueError, RecursionError):
-        raise UnhealthyError(f"{where}: the answer is not JSON") from None
-    return answer
+        # `9 (any (name) at all) S 1 …`
+        return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -11,6 +11,14 @@ class Layout:
     python: Path = Path("/opt/venv/bin/python")
     code: Path = Path("/opt/comfyui")
     etc: Path = Path("/etc/comfyrun")
+    hook: Path = Path("/opt/comfyrun/comfyrun/hook")
+    """What every Python of ComfyUI's imports at its start."""
+    wheels: Path = Path("/usr/share/python-wheels")
+    """Where Debian's python3-venv keeps pip."""
+
+    @property
+    def venv(self) -> Path:
+        return self.python.parent.parent
 
     @property
     def main(self) -> Path:

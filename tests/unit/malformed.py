@@ -37,9 +37,9 @@ CASES = (
     ),
     Case(
         "unknown key in a list",
-        GB10,
-        "- flag: --reserve-vram",
-        "- flg: --reserve-vram",
+        CPU,
+        "- flag: --cpu",
+        "- flg: --cpu",
         ("flags[0].flg: unknown key; did you mean 'flag'", "flags[0].flag: is missing"),
     ),
     Case(
@@ -341,7 +341,28 @@ CASES = (
         COMMON,
         "name: media",
         "name: kernel-probe",
-        ("kernels.probe: a layer is called kernel-probe, which the kernel's own is",),
+        ("layers[3].name: 'kernel-probe' is taken: a stage or a file has that name",),
+    ),
+    Case(
+        "kernel of a taken name",
+        COMMON,
+        "  probe:\n",
+        "  env:\n",
+        ("kernels.env: 'env' is taken: a stage or a source has that name", "no kernel 'probe'"),
+    ),
+    Case(
+        "budget that shapes the wheel",
+        COMMON,
+        "budget: { MAX_JOBS: ",
+        "budget: { FLASH_ATTN_CUDA_ARCHS: ",
+        ("kernels.flash-attn.budget.FLASH_ATTN_CUDA_ARCHS: shapes the wheel: a budget must not set it",),
+    ),
+    Case(
+        "code that does not run where it is promised",
+        COMMON,
+        '"12.1": { write: "12.1", code: [sm_121a] }',
+        '"12.1": { write: "12.0", code: [sm_120a] }',
+        ("kernels.sageattention.spelling.12.1.code: sm_120a does not run on 12.1",),
     ),
     Case(
         "kernel of no memory",

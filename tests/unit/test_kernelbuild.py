@@ -180,15 +180,17 @@ def test_budget_that_is_one():
     [
         ("MemTotal: 16000 kB\nMemAvailable:    8000 kB\n", None, 8_192_000),
         ("MemAvailable: 8000 kB\n", "max\n", 8_192_000),
-        ("MemAvailable: 8000 kB\n", "4000000\n", 4_000_000),
-        ("MemAvailable: 8000 kB\n", "9000000\n", 8_192_000),
+        ("MemAvailable: 8000 kB\n", "5000000\n", 4_000_000),
+        ("MemAvailable: 8000 kB\n", "99000000\n", 8_192_000),
         ("MemTotal: 16000 kB\n", None, 4_000_000_000),
     ],
 )
 def test_memory_that_is_available(tmp_path, monkeypatch, meminfo, limit, size):
-    for name, text in (("proc/meminfo", meminfo), ("sys/fs/cgroup/memory.max", limit)):
+    used = "1000000\n"  # of the limit
+    texts = {"proc/meminfo": meminfo, "sys/fs/cgroup/memory.max": limit, "sys/fs/cgroup/memory.current": used}
+    for name, text in texts.items():
         if text is not None:
-            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
     monkeypatch.setattr(kernelbuild, "Path", lambda path: tmp_path / path.lstrip("/"))
     assert kernelbuild.available_memory() == size
@@ -215,7 +217,7 @@ class Registry:
 
     def __init__(self, tmp_path, plan, *names, error=None):
         self.tmp_path, self.plan, self.names, self.error = tmp_path / "registry", plan, names, error
-        self.asked = []
+        self.asked, self.down = [], False
 
     def pull(self, kernel, key, store, *, distribution=None):
         self.asked.append(kernel)
@@ -270,6 +272,36 @@ def test_registry_that_fails_costs_time_and_not_the_build(plans, store, said, tm
     for words, name in zip(said, KERNELS, strict=True):
         assert name in words
         assert "pull failed: it is down" in words
+
+
+@pytest.mark.parametrize("where", ["store", "registry"])
+@pytest.mark.parametrize("how", ["other code", "other components"])
+def test_whole_wheel_that_is_not_what_its_key_stands_for(plans, store, said, tmp_path, where, how):
+    """Set aside, told, and compiled anew: somebody put it there, or a registry gave it."""
+    plan = plans["gb10"]
+    probe = kernel_of(plan, "probe")
+    to = (
+        {"code": ("sm_90",)} if how == "other code" else {"components": {**probe.components, "gcc": "12.2.0"}}
+    )
+    other = dataclasses.replace(plan, kernels=(dataclasses.replace(probe, **to),))
+    registry = Registry(tmp_path, other, "probe" if where == "registry" else "")
+    if where == "store":
+        put(store, tmp_path, other, "probe")
+    found = find([plan], store, registry, say=said.append, only=["probe"])
+    assert found.entries == {}
+    assert [k.name for _, k in found.missing] == ["probe"]
+    (words,) = (w for w in said if f"probe {probe.key} is not used" in w)
+    says = {"other code": "holds sm_90, wanted sm_121", "other components": "it was made from another gcc"}
+    assert says[how] in words
+    assert store.entries() == ()
+
+
+def test_registry_that_is_down_is_asked_once(plans, store, said, tmp_path):
+    registry = Registry(tmp_path, plans["h100"], error=RegistryError("nobody answers"))
+    registry.pull = lambda *a, own=registry.pull, **k: (setattr(registry, "down", True), own(*a, **k))
+    find([plans["h100"]], store, registry, say=said.append)
+    assert registry.asked == ["probe"]
+    assert len(said) == 1
 
 
 def test_one_kernel_of_two_targets_is_looked_for_once(plans, store, said, tmp_path):
@@ -348,7 +380,10 @@ def test_collect(plans, store, said, tmp_path):
     ((plan, kernel),) = missing = one(plans)
     out = tmp_path / "out"
     wheel = compile_into(out / "gb10-sageattention", plan, kernel)
-    (entry,) = gather(missing, out, store, said).values()
+    found = gather(missing, out, store, said)
+    assert found.refused == ()
+    ((key, entry),) = found.entries.items()
+    assert key == kernel.key
     assert entry == store.get("sageattention", kernel.key)
     assert entry.wheel.name == wheel.name
     assert entry.components == kernel.components
@@ -375,7 +410,8 @@ def test_what_is_not_whole_is_left_out(plans, store, said, tmp_path, what):
             wheel.with_name("x-1-py3-none-any.whl").write_bytes(wheel.read_bytes())
     elif what == "no folder":
         folder.rmdir()
-    assert gather(missing, tmp_path / "out", store, said) == {}
+    found = gather(missing, tmp_path / "out", store, said)
+    assert (found.entries, found.refused) == ({}, ())
     assert store.entries() == ()
     assert said == []
 
@@ -411,16 +447,15 @@ def test_wheel_for_something_else_never_gets_in(plans, store, said, tmp_path, ta
     """The acceptance: a wheel deliberately built for another arch fails, with the file and the archs named."""
     ((plan, kernel),) = missing = one(plans, target)
     compile_into(tmp_path / "out" / f"{target}-sageattention", plan, kernel, content=content)
-    with pytest.raises(VerificationError) as caught:
-        gather(missing, tmp_path / "out", store, said)
-    assert caught.value.exit_code == 7
-    assert f"sageattention for {target} is not what it was compiled for: sageattention-2.2.0" in str(
-        caught.value
+    (refused,) = gather(missing, tmp_path / "out", store, said).refused
+    assert refused.exit_code == 7
+    assert refused.message.startswith(
+        f"sageattention for {target} is not what it was compiled for: sageattention-2.2.0"
     )
-    assert says in str(caught.value)
-    if says[:2] not in ("it", "its"):
-        assert "sageattention/_fused.so" in str(caught.value)
-    assert caught.value.hint == "images/comfyui.yaml: kernels.sageattention.spelling"
+    assert says in refused.message
+    if not says.startswith("it"):
+        assert "sageattention/_fused.so" in refused.message
+    assert refused.hint == "images/comfyui.yaml: kernels.sageattention.spelling"
     assert store.entries() == ()
 
 
@@ -430,7 +465,7 @@ def test_real_library_of_the_right_gpu_gets_in(plans, store, said, tmp_path):
     plan = dataclasses.replace(plan, arch="amd64", manylinux="x86_64-manylinux_2_40")
     content = (FIXTURES / "exact.so").read_bytes()
     compile_into(tmp_path / "out" / "gb10-sageattention", plan, kernel, content=content)
-    (entry,) = gather([(plan, kernel)], tmp_path / "out", store, said).values()
+    (entry,) = gather([(plan, kernel)], tmp_path / "out", store, said).entries.values()
     assert entry.arches == ("sm_121a",)
     assert [v.problem for v in store.verify()] == [None]
 
@@ -439,20 +474,21 @@ def test_wheel_of_another_name_never_gets_in(plans, store, said, tmp_path):
     ((plan, kernel),) = missing = one(plans)
     other = dataclasses.replace(kernel, distribution="sage-attention-fork")
     compile_into(tmp_path / "out" / "gb10-sageattention", plan, other)
-    with pytest.raises(VerificationError, match="says sage-attention-fork, not sageattention"):
-        gather(missing, tmp_path / "out", store, said)
+    (refused,) = gather(missing, tmp_path / "out", store, said).refused
+    assert "says sage-attention-fork, not sageattention" in refused.message
     assert store.entries() == ()
 
 
-@pytest.mark.xfail(reason="collect stops at the first wheel that is wrong", strict=True)
 def test_a_wrong_wheel_does_not_cost_the_others(plans, store, said, tmp_path):
     plan = plans["gb10"]
     missing = [(plan, kernel) for kernel in plan.kernels]
     for _, kernel in missing:
         code = ["sm_90"] if kernel.name == "probe" else kernel.code
         compile_into(tmp_path / "out" / f"gb10-{kernel.name}", plan, kernel, code=code)
-    with pytest.raises(VerificationError, match="probe for gb10"):
-        gather(missing, tmp_path / "out", store, said)
+    found = gather(missing, tmp_path / "out", store, said)
+    assert [e.kernel for e in found.entries.values()] == ["sageattention", "flash-attn"]
+    (refused,) = found.refused
+    assert "probe for gb10" in refused.message
     assert {e.kernel for e in store.entries()} == {"sageattention", "flash-attn"}
 
 
@@ -636,7 +672,6 @@ def test_machines_mirror_is_a_secret_too(builder, monkeypatch):
     assert not any("hunter2" in text for text, _ in engine.bakes)
 
 
-@pytest.mark.xfail(reason="every target gets the mirror lines of the first one's suite", strict=True)
 def test_machines_mirror_is_that_of_the_targets_own_suite(builder, monkeypatch):
     monkeypatch.setattr(bases, "machine_mirrors", lambda suite: (f"deb https://mirror {suite} main",))
     engine = Compiler()
@@ -672,15 +707,22 @@ def test_failed_kernel_does_not_cost_the_others(builder):
     assert again.compiled == ["h100-flash-attn"]
 
 
-@pytest.mark.parametrize(("jobs", "at_once", "fewer"), [(None, 2, 1), (8, 8, 4), (1, 1, 1)])
-def test_killed_compiler_is_told_with_the_budget_to_lower(builder, jobs, at_once, fewer):
+@pytest.mark.parametrize(
+    ("jobs", "at_once", "remedy"),
+    [
+        (None, 2, "--jobs 1, or a lower --memory-share"),
+        (8, 8, "--jobs 4, or a lower --memory-share"),
+        (1, 1, "more memory or swap"),
+    ],
+)
+def test_killed_compiler_is_told_with_the_budget_to_lower(builder, jobs, at_once, remedy):
     says = FAILED.replace(b"first words", f"{KILLED}, most likely because memory ran out".encode())
     work = builder(Compiler(fails=["h100-flash-attn"], says=says))
     with pytest.raises(
         BuildError, match=rf"a compiler was killed, .* memory ran out \({at_once} at once\)"
     ) as caught:
         build(work, "h100", jobs=jobs)
-    assert f"--jobs {fewer}, or a lower --memory-share" in caught.value.hint
+    assert f"the same command with {remedy}: it goes on from what is compiled" == caught.value.hint
     assert names_in(work) == ["probe", "sageattention"]
 
 
@@ -708,6 +750,17 @@ def test_wheel_for_another_gpu_fails_the_build(builder):
         build(work, "gb10")
     assert "sageattention" not in names_in(work)
     assert len(engine.bakes) == 1
+
+
+def test_keep_going_builds_the_targets_whose_kernels_are_there(builder):
+    engine = Compiler(fails=["h100-flash-attn"], says=FAILED)
+    report = build(builder(engine), "ada", "cpu", "h100", keep_going=True)
+    states = {o.target: o.state for o in report.outcomes}
+    assert states == {"ada": "built", "cpu": "built", "h100": "failed"}
+    assert [t for _, t in engine.bakes[1:]] == [("ada",), ("cpu",)], "h100 would be without its kernel"
+    (failed,) = report.failed
+    assert failed.stage == "kernels"
+    assert "    flash_fwd.cu(7): error: identifier is undefined" in failed.lines
 
 
 def test_engine_that_gives_no_wheel(builder, monkeypatch):
@@ -895,6 +948,19 @@ def test_dry_run_compiles_nothing(builder, said):
     said.clear()
     build(builder(engine), "gb10", dry_run=True)
     assert len([w for w in said if "would be compiled" in w]) == 3
+    assert engine.bakes == []
+
+
+@pytest.mark.parametrize("options", [{"dry_run": True}, {"kernels": ("probe",)}])
+def test_without_anything_to_compile_no_engine_is_needed(builder, monkeypatch, options):
+    compile_(builder(Compiler()), "gb10", kernels=("probe",))
+    engine = Compiler()
+
+    def check():
+        raise EngineError("no Docker engine can be reached")
+
+    monkeypatch.setattr(engine, "check", check)
+    compile_(builder(engine), "gb10", **options)
     assert engine.bakes == []
 
 

@@ -421,7 +421,22 @@ class Store:
             self.open -= 1
 
 
+def with_kernels(matrix, *names):
+    """The matrix with these kernels in h100."""
+    target = matrix.targets["h100"].model_copy(update={"kernels": names})
+    return matrix.model_copy(update={"targets": {**matrix.targets, "h100": target}})
+
+
+def test_a_kernel_that_the_label_forgets_is_a_problem(matrix):
+    files = installed("imgbuild-probe", "1.0.0", {"p.so": library(90)})
+    store = Store(image(), tar(files))
+    wanted = with_kernels(matrix, "probe", "flash-attn")
+    report = verify_image(store, "comfyui:x", matrix=wanted, target=None, capability=None, say=lambda _: None)
+    assert report.problems == ("the label imgbuild.kernels has no flash-attn, which target h100 has",)
+
+
 def test_verify_image(matrix):
+    matrix = with_kernels(matrix, "probe")
     files = {**installed("imgbuild-probe", "1.0.0", {"p.so": library(90)}), "lib/libc.so.6": library()}
     store = Store(image(), tar(files))
     said = []

@@ -144,7 +144,7 @@ def test_a_package_shares_no_name_with_what_a_stage_is_made_from(house):
         ("stages/install.py", {"layer", "kernel"}),
         ("stages/settle.py", {"layer", "kernel", "comfyui", "nodes", "comfyrun", "profile"}),
         ("stages/code.py", {"comfyui", "nodes", "comfyrun", "profile"}),
-        ("stages/compile.py", {"kernel"}),
+        ("stages/compile.py", {"kernel", "profile"}),
         ("base-setup.sh.j2", {"base"}),
         ("uv.Dockerfile.j2", {"layer"}),
         ("venv.Dockerfile.j2", {"layer"}),
@@ -159,8 +159,9 @@ def test_another_version_of_the_tool_is_explained(house, template, changed):
     found = house.why()
     assert {name.partition(":")[0] for name in differing(found)} == changed
     for part in found.differing:
-        # what shapes a kernel's wheel is part of its key
-        assert components(part)[-1] == "stage scripts" or "stages" in components(part)
+        # what shapes a kernel's wheel is part of its key, and the profile holds that key
+        known = components(part)
+        assert known[-1] == "stage scripts" or "stages" in known or known[0].startswith("kernel ")
 
 
 def test_every_template_is_part_of_something(house):
@@ -218,7 +219,10 @@ def test_a_flag_of_the_profile(house):
     found = house.why()
     assert differing(found) == ["profile"]
     part = by_name(found)["profile"]
-    assert [d.text() for d in part.shown()] == ["default --preview-size – → 8"]
+    assert [d.text() for d in part.shown()] == [
+        "classic --preview-size – → 8",
+        "default --preview-size – → 8",
+    ]
     assert (part.stage_seconds, part.measured) == (1.4, True)
     assert found.compile_seconds == 0
     assert found.bytes < 10_000
@@ -279,12 +283,15 @@ def test_an_edit_of_a_kernel(house):
     house.build()
     house.edit("images/comfyui.yaml", "kFillZero>(smem_offset", "kFillNothing>(smem_offset")
     found = house.why()
-    assert differing(found) == ["kernel:sageattention"]
+    # profile: it holds the kernels' keys, by which a verdict of the preflight is kept
+    assert differing(found) == ["kernel:sageattention", "profile"]
     part = by_name(found)["kernel:sageattention"]
     assert components(part) == ["key", "edits", "recipe"]
     assert [d.component for d in part.shown()] == ["key", "edits"], "the recipe says nothing more"
     assert found.compile_seconds == 578.0
-    assert "1 of 14 parts differs: kernel:sageattention; about 10 min of compiling, " in found.sentence()
+    assert (
+        "2 of 14 parts differ: kernel:sageattention, profile; about 10 min of compiling, " in found.sentence()
+    )
 
 
 def test_a_change_that_only_the_recipe_shows(house):
@@ -458,7 +465,7 @@ def test_table_and_sentence(house, told, capsys):
     )
     assert re.search(r"kernel:sageattention +│ changed +│ key [0-9a-f]{8} → [0-9a-f]{8} +│ +578 s", out)
     assert re.search(r"│ +│ edits [0-9a-f]{8} → [0-9a-f]{8} +│", out)
-    assert out.splitlines()[-1].startswith("1 of 14 parts differs: kernel:sageattention; ")
+    assert out.splitlines()[-1].startswith("2 of 14 parts differ: kernel:sageattention, profile; ")
 
 
 def test_json(house, told, capsys):
@@ -481,8 +488,8 @@ def test_json(house, told, capsys):
         "sentence",
     }
     assert set(found["last"]) == {"when", "plan", "tag", "digest", "state", "engine", "base", "seconds"}
-    assert (found["differ"], found["compile_seconds"], found["plan"]) == (1, 578.0, house.plan().key)
-    (part,) = [p for p in found["parts"] if p["state"] == "changed"]
+    assert (found["differ"], found["compile_seconds"], found["plan"]) == (2, 578.0, house.plan().key)
+    part, _ = [p for p in found["parts"] if p["state"] == "changed"]
     assert part.pop("differences")[1]["component"] == "edits"
     size = next(e.size for e in house.store.entries() if e.kernel == "sageattention")
     assert part == {

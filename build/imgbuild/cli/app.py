@@ -99,6 +99,13 @@ wheels_option = click.option(
     type=click.Path(path_type=Path),
     help="A folder with wheels, looked at before the index; may be repeated.",
 )
+base_option = click.option(
+    "--base",
+    type=click.Choice(["auto", "registry", "bootstrap"]),
+    default="auto",
+    show_default=True,
+    help="Debian from the registry, or bootstrapped from a package mirror.",
+)
 wheelhouse_option = click.option(
     "--wheelhouse",
     "where",

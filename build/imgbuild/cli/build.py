@@ -7,6 +7,7 @@ import click
 
 from imgbuild.cli.app import (
     App,
+    base_option,
     budget_options,
     complete_target,
     parse_sources,
@@ -34,17 +35,11 @@ if TYPE_CHECKING:
 @source_option
 @wheels_option
 @click.option("--no-fallback", is_flag=True, help="Fail where a pinned source cannot be reached.")
-@click.option(
-    "--base",
-    type=click.Choice(["auto", "registry", "bootstrap"]),
-    default="auto",
-    show_default=True,
-    help="Debian from the registry, or bootstrapped from a package mirror.",
-)
+@base_option
 @wheelhouse_option
 @budget_options
 @click.option("--refresh-base", is_flag=True, help="Bootstrap anew, with Debian's latest fixes.")
-@click.option("--no-cache", is_flag=True, help="Run every stage again.")
+@click.option("--no-cache", is_flag=True, help="Run every stage again; kernels in the wheelhouse stay.")
 @click.option("--progress", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
 @click.option("--keep-going", is_flag=True, help="Go on with the other targets when one fails.")
 @click.option("--force", is_flag=True, help="Build although the disk looks too small.")

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from imgbuild.cli.app import (
     App,
+    base_option,
     budget_options,
     complete_target,
     parse_sources,
     source_option,
     wheelhouse_option,
+    wheels_option,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from pathlib import Path
 
     from imgbuild.artifacts import Artifacts
     from imgbuild.wheelhouse import Entry, Wheelhouse
@@ -41,6 +44,8 @@ everything_option = click.option("--all", "everything", is_flag=True, help="For 
 @wheelhouse_option
 @budget_options
 @click.option("--no-fallback", is_flag=True, help="Fail where a pinned source cannot be reached.")
+@base_option
+@wheels_option
 @click.option("--builder", help="A buildx builder that exists already.")
 @click.option("--no-cache", is_flag=True, help="Run every stage again.")
 @click.option("--progress", type=click.Choice(["auto", "plain", "json"]), default="auto", show_default=True)
@@ -56,6 +61,8 @@ def build(
     jobs: int | None,
     memory_share: float,
     no_fallback: bool,
+    base: str,
+    wheels: tuple[Path, ...],
     builder: str | None,
     no_cache: bool,
     progress: str,
@@ -79,6 +86,7 @@ def build(
     options = Options(
         sources=parse_sources(sources, recipes),
         fallback=not no_fallback,
+        base=cast("Any", base),  # click.Choice holds the same words
         builder=builder,
         no_cache=no_cache,
         progress=progress,
@@ -90,7 +98,7 @@ def build(
     work = Builder(
         project=app.project(),
         matrix=app.matrix(),
-        settings=app.settings(),
+        settings=app.settings(wheels),
         env=app.env,
         cache=app.cache,
         engine=Docker(app.env),
@@ -99,8 +107,10 @@ def build(
         registry=artifacts(app, where) if where else None,
     )
     entries = work.compile(selected, options)
-    if not dry_run:
+    if entries:
         _show(entries)
+    elif not dry_run:
+        say("nothing was to be compiled")
 
 
 @command.command("list")
@@ -158,8 +168,9 @@ def pull(
 @keys_argument
 @kernel_option
 @wheelhouse_option
+@click.option("--force", is_flag=True, help="Send also what the registry has, in its place.")
 @click.pass_obj
-def push(app: App, keys: tuple[str, ...], kernels: tuple[str, ...], where: str | None) -> None:
+def push(app: App, keys: tuple[str, ...], kernels: tuple[str, ...], where: str | None, force: bool) -> None:
     """Share this machine's kernels by way of a registry.
 
     All of them, or those named. What the registry has already is not sent again.
@@ -177,7 +188,10 @@ def push(app: App, keys: tuple[str, ...], kernels: tuple[str, ...], where: str |
         if sound is None:
             unsound.append(f"{entry.kernel} {entry.key}")
             continue
-        digest = registry.push(sound)
+        digest = registry.push(sound, replace=force)
+        if digest is None:
+            say(f"{registry.name(sound.kernel, sound.key)} is there already")
+            continue
         say(f"pushed {registry.name(sound.kernel, sound.key)}@{digest[:19]}, {human(sound.size)}")
     if unsound:
         raise VerificationError(

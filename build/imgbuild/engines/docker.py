@@ -148,7 +148,8 @@ class Docker:
         if no_cache:
             argv.append("--no-cache")
         if self.buildx_version() >= _BAKE_ASKS:
-            argv += ["--allow", "fs.read=/"]
+            argv += ["--allow", "fs=/"]  # reads contexts, writes compiled kernels
+
         return proc.stream([*argv, *targets], log=log, env=self.env)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 _EVERY = 3.0  # seconds between two looks at the memory
 _KILLED = re.compile(
-    r"Killed signal|died due to signal 9|signal 9 \(Kill|: Killed$|terminated by signal 9|Killed\s+\(program"
+    r"Killed signal|died due to signal 9|signal 9 \(Kill|: Killed$|^Killed$|terminated by signal 9|Killed\s+\(program"
+    r"|\[code=137\]|exit code -9|SIGKILL: 9"
 )
+_BY_SIGNAL = (-9, 137)
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -36,7 +38,7 @@ def measured(command: list[str], *, cwd: Path, env: dict[str, str]) -> tuple[int
             sys.stdout.flush()
             killed = killed or bool(_KILLED.search(line))
     peak.stop.set()
-    if process.returncode and killed:
+    if process.returncode and (killed or process.returncode in _BY_SIGNAL):
         print("imgbuild: a compiler was killed, most likely because memory ran out", flush=True)
     record = {
         "seconds": round(time.monotonic() - begun, 1),
@@ -55,7 +57,9 @@ class Peak:
         self.stop = threading.Event()
 
     def watch(self) -> None:
-        while not self.stop.wait(_EVERY):
+        pause = 0.2  # soon, for what ends soon
+        while not self.stop.wait(pause):
+            pause = min(_EVERY, pause * 2)
             sizes = [0]
             for path in Path("/proc").glob("[0-9]*/statm"):
                 try:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from comfyrun import cli
+from comfyrun import cli, process
 from comfyrun.layout import Layout
 
 
@@ -28,6 +28,12 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(os, "execvpe", execvpe)
     monkeypatch.setattr(os, "chdir", calls.append)
+
+    def run(argv: Any, environment: Any, server: Any, log: Any, stop_timeout: float) -> int:
+        calls.append((argv, environment, server, log.mode, stop_timeout))
+        return 42
+
+    monkeypatch.setattr(process, "run", run)
     return calls
 
 
@@ -69,19 +75,20 @@ def test_print_as_json(layout: Layout, capsys: pytest.CaptureFixture[str], argum
     assert shown["profile"] == {"name": "default", "origin": "default"}
 
 
-def test_serve_becomes_comfyui(
+def test_serve_starts_comfyui(
     layout: Layout,
     here: dict[str, str],
     executed: list[Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(Executed):
-        cli.main(["--cpu"], here, layout)
-    workdir, (program, argv, environment, _) = executed
+    assert cli.main(["--cpu"], {**here, "COMFY_STOP_TIMEOUT": "25"}, layout) == 42
+    workdir, (argv, environment, server, mode, stop_timeout) = executed
     assert workdir == str(tmp_path / "data")
-    assert program == argv[0] == "/opt/venv/bin/python"
+    assert argv[0] == "/opt/venv/bin/python"
     assert "--cpu" in argv
+    assert (server.host, server.port, server.tls) == ("127.0.0.1", int(here["COMFY_PORT"]), False)
+    assert (mode, stop_timeout) == ("text", 25)
     assert environment["HF_HOME"] == str(tmp_path / "cache" / "huggingface")
     for name in ("models", "input", "output", "temp", "user", "custom_nodes"):
         assert (tmp_path / "data" / name).is_dir()
@@ -90,12 +97,46 @@ def test_serve_becomes_comfyui(
     assert f"http://127.0.0.1:{here['COMFY_PORT']}; data {workdir}" in capsys.readouterr().err
 
 
+def test_every_line_of_a_start_as_json(
+    layout: Layout, here: dict[str, str], executed: list[Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--cpu"], {**here, "COMFY_LOG": "json"}, layout) == 42
+    assert executed[-1][3] == "json"
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert {line["source"] for line in lines} == {"comfyrun"}
+    assert any("ComfyUI 0.33.0" in line["message"] for line in lines)
+    assert cli.main(["--no-such-flag"], {**here, "COMFY_LOG": "json"}, layout) == 2
+    assert json.loads(capfd.readouterr().err.splitlines()[0])["level"] == "error"
+
+
+def test_the_nodes_verb(layout: Layout, here: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["nodes", "list"], here, layout) == 0
+    assert "no packages beside those of the image" in capsys.readouterr().out
+    assert cli.main(["nodes", "install", "/no/such/node"], here, layout) == 2
+    assert "neither a folder nor a file here" in capsys.readouterr().err
+    assert cli.main(["nodes"], here, layout) == 2
+    assert cli.main(["nodes", "--help"], here, layout) == 0
+    assert capsys.readouterr().out.count("usage: comfyrun nodes install") == 2
+
+
+def test_packages_for_another_image_are_mentioned(
+    layout: Layout, here: dict[str, str], executed: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(here["COMFY_DATA"])
+    (data / "custom_nodes" / "mine").mkdir(parents=True)
+    for name in (".comfyrun.json", "requirements.txt"):
+        (data / "custom_nodes" / "mine" / name).write_text("{}")
+    (data / "python" / "torch-1.0" / "cp38-x86_64").mkdir(parents=True)
+    assert cli.main(["--cpu"], here, layout) == 42
+    assert "installed for another image (torch-1.0/cp38-x86_64)" in capsys.readouterr().err
+
+
 def test_a_program_that_is_not_there(
     layout: Layout, here: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "chdir", lambda _path: None)
     nowhere = Layout(etc=layout.etc, python=layout.etc / "no-python")
-    assert cli.main([], here, nowhere) == 69
+    assert cli.main(["--cpu"], here, nowhere) == 69
     assert "no-python cannot be started" in capsys.readouterr().err
 
 
@@ -105,7 +146,7 @@ def test_a_port_in_use_is_said_before_the_start(
     with socket.socket() as server:
         server.bind(("127.0.0.1", int(here["COMFY_PORT"])))
         server.listen()
-        assert cli.main([], here, layout) == 69
+        assert cli.main(["--cpu"], here, layout) == 69
     assert f"port {here['COMFY_PORT']} on 127.0.0.1 is in use" in capsys.readouterr().err
     assert executed == []
 
@@ -145,7 +186,7 @@ def test_help_and_version(layout: Layout, capsys: pytest.CaptureFixture[str]) ->
     [
         (["server"], "comfyrun has no command 'server' (did you mean serve?)"),
         (["bash"], "comfyrun shell PROGRAM"),
-        (["health", "--redy"], "comfyrun health knows only --ready, not --redy"),
+        (["health", "--redy"], "comfyrun health knows only --ready and --json, not --redy"),
     ],
 )
 def test_unknown_commands(
@@ -238,7 +279,7 @@ def test_no_directory_gives_a_traceback(
     }
     environ["COMFY_PORT"] = str(free_port())
     try:
-        assert cli.main([], environ, layout) in (2, 69)
+        assert cli.main(["--cpu"], environ, layout) in (2, 42, 69)
     except Executed:
         pass
     else:

@@ -111,6 +111,22 @@ def test_one_message_for_each_mistake(tree: Path, tmp_path: Path, capsys: Captur
     assert "profile other: this ComfyUI has no flag --dev" in lines[5]
 
 
+def test_a_mistake_in_a_tier_fails_the_build(
+    tree: Path, tmp_path: Path, capsys: CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = {
+        "name": "12gb",
+        "at_least_gb": 8,
+        "flags": [["--reserve-vram", "1"]],
+        "with_display": [["--normalvram"]],
+    }
+    monkeypatch.setitem(PROFILE, "tiers", [tier])
+    assert bake(tree, tmp_path)[0] == 2
+    assert "target h100: tier 12gb: this ComfyUI has no flag --normalvram" in capsys.readouterr().err
+    monkeypatch.setitem(PROFILE, "tiers", [{**tier, "with_display": [["--highvram"]]}])
+    assert bake(tree, tmp_path)[0] == 0, "it takes the place of --gpu-only"
+
+
 def test_accepted_profiles_are_named(tree: Path, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     directory = profile_with(["--user-directory", "/data/elsewhere"])  # not there while the image is built
     assert bake(tree, tmp_path, default=directory)[0] == 0

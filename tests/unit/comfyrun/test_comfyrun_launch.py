@@ -146,7 +146,9 @@ def test_listen(start: Start, arguments: tuple[str, ...], listen: tuple[str, ...
 
 
 def test_tls_is_seen(start: Start) -> None:
-    assert start("--tls-keyfile", "/run/secrets/key").tls
+    launch = start("--tls-keyfile", "/run/secrets/key", "--tls-certfile", "/run/secrets/cert")
+    assert launch.tls
+    assert [f.path for f in launch.files] == ["/run/secrets/cert", "/run/secrets/key"]
 
 
 def test_a_value_that_looks_like_a_flag_stays_one_token(start: Start) -> None:

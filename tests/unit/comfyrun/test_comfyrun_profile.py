@@ -72,6 +72,18 @@ def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
         ({"profiles": {"default": {"environment": {"A": 1}}}}, "profiles.default.environment must map"),
         ({"profiles": {"default": {"flags": ["--cpu"]}}}, "profiles.default.flags must be a list"),
         ({"profiles": {"default": {"flags": [[]]}}}, "profiles.default.flags must be a list"),
+        ({"tiers": {}}, "tiers must be a list"),
+        ({"tiers": [3]}, "tiers[0] must be an object"),
+        ({"tiers": [{"name": "x"}]}, "tiers[0].at_least_gb must be a number of GiB"),
+        ({"tiers": [{"name": "x", "at_least_gb": float("nan")}]}, "tiers[0].at_least_gb must be"),
+        ({"tiers": [{"name": "x", "at_least_gb": 10**400}]}, "tiers[0].at_least_gb must be"),
+        ({"tiers": [{"at_least_gb": 1}]}, "tiers[0].name must be a text"),
+        ({"tiers": [{"name": "x", "at_least_gb": 1, "with_display": 1}]}, "tiers[0].with_display must be"),
+        ({"nodes": "dgls"}, "nodes must be a list of texts"),
+        ({"cautions": ["x"]}, "cautions must map"),
+        ({"kernels": ["x"]}, "kernels must be an object"),
+        ({"kernels": {"x": "1"}}, "kernels.x must be an object"),
+        ({"kernels": {"x": {"key": "1"}}}, "kernels.x.version must be a text"),
     ],
 )
 def test_wrong_values(changes: dict[str, Any], message: str) -> None:

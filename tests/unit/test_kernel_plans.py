@@ -21,7 +21,7 @@ from imgbuild.kernels import (
     wanted,
 )
 from imgbuild.lock import parse_lock, read_lock
-from imgbuild.matrix import MatrixError, load_matrix
+from imgbuild.matrix import Edit, MatrixError, load_matrix
 from imgbuild.plan import make_plan
 from imgbuild.project import Project
 from imgbuild.render import Renderer
@@ -163,6 +163,16 @@ def test_target_with_a_trap_for_a_capability(project, capability, says):
         ("code: [sm_121a]", "code: []", "spelling.12.1.code: needs at least 1 item"),
         ('"12.1": { write: "12.1"', '"121": { write: "12.1"', "'121' has the wrong form"),
         ('"12.1": { write: "12.1"', '"12.1a": { write: "12.1"', "'12.1a' has the wrong form"),
+        pytest.param(
+            '"12.1": { write: "12.1"',
+            '"12.10": { write: "12.1"',
+            "'12.10' has the wrong form",
+        ),
+        pytest.param(
+            "code: [sm_121a]",
+            "code: [sm_12345678901]",
+            "'sm_12345678901' has the wrong form",
+        ),
     ],
 )
 def test_recipe_with_a_trap_for_a_spelling(project, old, new, says):
@@ -206,15 +216,18 @@ class Given:
     def __init__(self, project):
         self.project = project
         self.matrix = load_matrix(project.images)
-        self.target = self.matrix.targets["gb10"]
         self.lock = read_lock(project, self.matrix, self.target, self.matrix.comfyui.version)
         self.sources = {}
+
+    @property
+    def target(self):
+        return self.matrix.targets["gb10"]
 
     def change(self, place, to):
         self.matrix = changed(self.matrix, place.split("/"), to)
 
     def retarget(self, place, to):
-        self.target = changed(self.target, place.split("/"), to)
+        self.change(f"targets/gb10/{place}", to)
 
     def repin(self, name, **to):
         """Another file of a package in the target's lock."""
@@ -296,6 +309,11 @@ FLIPS = {
     "no edit": ("sageattention", lambda g: g.change(f"{SAGE}/edits", ()), "edits recipe"),
     "torch's version": ("sageattention", lambda g: g.repin("torch", version="2.13.1"), "torch"),
     "torch's wheel": ("sageattention", lambda g: g.repin("torch", sha256="0" * 64), "torch"),
+    "edit of torch": (
+        "sageattention",
+        lambda g: g.change("common/torch/0/edits", (Edit(package="torch", why="x", remove=("x",)),)),
+        "torch",
+    ),
     "python": ("sageattention", other_python, "python"),
     "platform": ("sageattention", lambda g: g.retarget("platform", "linux/amd64"), "platform"),
     "base": ("sageattention", other_base, "platform"),
@@ -396,6 +414,9 @@ STAYS = {
     "nodes": lambda g: g.change("common/nodes", ("mine",)),
     "layers": lambda g: g.change("common/layers", ()),
     "ComfyUI": lambda g: g.change("common/comfyui/version", "9.9.9"),
+    "edit of another package": lambda g: g.change(
+        "common/torch/0/edits", (Edit(package="numpy", why="x", remove=("x",)),)
+    ),
     "packages beside torch": lambda g: g.repin("numpy", sha256="0" * 64),
     "installer": lambda g: g.repin_file("tool-uv.txt", "uv", version="9.9.9"),
     "other recipe": lambda g: g.change(f"{FLASH}/full", to=True),
@@ -442,7 +463,6 @@ def test_another_comfyui_has_the_same_keys(root, matrix, plans):
         assert [k.key for k in older.kernels] == [k.key for k in plans[name].kernels]
 
 
-@pytest.mark.xfail(reason="Plan.key hashes budget and gb_per_job, and is a label of the image", strict=True)
 def test_a_budget_is_not_in_the_image_either(project):
     given = Given(project)
     before = make_plan(project, given.matrix, given.target)
@@ -591,7 +611,7 @@ def test_what_the_compile_stages_read_holds_no_budget(root, matrix, plans):
 
 def test_pinned_sources(root, matrix):
     project = Project(root=root, writable=False)
-    found = {n: pinned_kernel_source(project, n, k) for n, k in matrix.common.kernels.items()}
+    found = {n: pinned_kernel_source(project, matrix, n) for n in matrix.common.kernels}
     assert {n: s.kind for n, s in found.items()} == {
         "sageattention": "git",
         "flash-attn": "sdist",
@@ -612,6 +632,21 @@ def test_source_that_is_not_there(project):
     with pytest.raises(DriftError, match=r"there is no .*source-flash-attn") as caught:
         given.kernels()
     assert caught.value.hint == "imgbuild lock"
+
+
+@pytest.mark.parametrize(
+    ("place", "to", "lock"),
+    [
+        ("common/kernel_tools", ("ninja",), "kernel-tools-3.13.txt"),
+        ("common/cuda/13.0/toolchain", ("nvidia-cuda-nvcc==13.0.*",), "toolchain-13.0.txt"),
+        (f"{FLASH}/source/sdist", "flash_attn==2.8.3.post2", "source-flash-attn-2.8.3.post2.txt"),
+    ],
+)
+def test_lock_that_is_older_than_the_matrix(project, place, to, lock):
+    given = Given(project)
+    given.change(place, to)
+    with pytest.raises(DriftError, match=re.escape(f"{lock} is older than the matrix")):
+        given.kernels()
 
 
 def test_hash_of_a_tree(tmp_path):
@@ -771,9 +806,12 @@ def test_folder_that_is_no_checkout(recipe, tmp_path):
     assert caught.value.hint == "name the folder that holds it"
 
 
-@pytest.mark.xfail(
-    reason="kernel_files lists no file of a submodule: flash-attn keeps CUTLASS in one", strict=True
-)
+def test_link_to_a_folder_is_refused(recipe, checkout):
+    (checkout / "csrc/link").symlink_to("..")
+    with pytest.raises(ConfigError, match=r"csrc/link is a link to a folder, which is not followed"):
+        look(recipe, checkout)
+
+
 def test_files_of_a_submodule_go_in(recipe, checkout, tmp_path):
     module = tmp_path / "cutlass"
     fill(module, {"include/cutlass.h": "c"})
