@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 # Their variable → the setting that it is understood as.
 UNDERSTOOD: Mapping[str, str] = {
@@ -61,8 +61,4 @@ def answers(environment: Mapping[str, str], *, uid: int, gid: int) -> Iterator[s
         # Who asks for the UID that it runs as already has what they want.
         found = [n for n in answer.names if environment.get(n) and environment[n] != str(ours.get(n))]
         if found:
-            yield f"{_listed(found)} {'is' if len(found) == 1 else 'are'} ignored: {answer.today}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+            yield f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} ignored: {answer.today}"

@@ -10,7 +10,7 @@ from comfyrun import advice, foreign, models, options, overlay
 from comfyrun import settings as settings_module
 from comfyrun.errors import ConfigError
 from comfyrun.flagtable import Option
-from comfyrun.options import COMMAND_LINE, NEEDS_GPU, OWN, REQUIRED_FLAGS, own_options
+from comfyrun.options import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from comfyrun.layout import Layout
     from comfyrun.profile import Image, Profile
     from comfyrun.settings import Settings
-
-__all__ = ["COMMAND_LINE", "NEEDS_GPU", "OWN", "REQUIRED_FLAGS", "own_options"]
 
 
 @dataclass(frozen=True, kw_only=True)

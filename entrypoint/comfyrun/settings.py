@@ -119,9 +119,6 @@ def check_path(text: str) -> str:
     return text.rstrip("/")
 
 
-check_directory = check_path
-
-
 def _check_models(text: str) -> tuple[str, ...]:
     paths = [check_path(entry) for entry in text.split(":") if entry]
     for path in paths:

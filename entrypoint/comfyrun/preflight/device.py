@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from comfyrun.preflight import cudaerrors
 from comfyrun.preflight.finding import Cause, Finding, error, info, ok, warning
 from comfyrun.preflight.gpus import same
 
@@ -33,55 +34,35 @@ class Choice:
     """What CUDA_VISIBLE_DEVICES has to be for that; None when it can stay as it is."""
 
 
-def without_gpu(
-    image: Image, failed: Sequence[Answer], host: HostSide, asked_for: str | None
-) -> tuple[Finding, ...]:
+def without_gpu(image: Image, failed: Sequence[Answer], host: HostSide, asked_for: str | None) -> Finding:
     """What to say when no GPU was found. `asked_for`: what CUDA_VISIBLE_DEVICES holds."""
     unsliced = [name for answer in failed for name in answer.unsliced]
     if unsliced:
-        return (
-            error(
-                CHECK,
-                Cause.HARDWARE,
-                f"{unsliced[0]} is in MIG mode, and this container has no slice of it",
-                "on the host, list what there is: nvidia-smi -L; make one: sudo nvidia-smi mig -cgi <profile> -C",
-                "give the container a slice: docker run --gpus device=<MIG-UUID> …, "
-                "podman run --device nvidia.com/gpu=<MIG-UUID> …",
-            ),
+        return error(
+            CHECK,
+            Cause.HARDWARE,
+            f"{unsliced[0]} is in MIG mode, and this container has no slice of it",
+            "on the host, list what there is: nvidia-smi -L; make one: sudo nvidia-smi mig -cgi <profile> -C",
+            "give the container a slice: docker run --gpus device=<MIG-UUID> …, "
+            "podman run --device nvidia.com/gpu=<MIG-UUID> …",
         )
     if asked_for is not None and hides_all(asked_for):
-        return (_hidden(asked_for),)
+        return _hidden(asked_for)
     built = f"this image ({image.target}) is built for compute capability {image.compute_capability}"
     if host.given:
         said = "; ".join(f"{answer.source}: {answer.problem}" for answer in failed if answer.problem)
-        remedies = _remedies(failed)
-        return (
-            error(
-                CHECK,
-                Cause.HARDWARE,
-                f"the driver shows no GPU ({said or 'it gives no reason'}); {built}",
-                *remedies,
-            ),
+        what, remedies = f"the driver shows no GPU ({said or 'it gives no reason'})", _remedies(failed)
+    elif host.driver is None:
+        what = "no GPU, and no NVIDIA driver is loaded on this machine"
+        remedies = (
+            "without a GPU: serve --cpu",
+            "with one: install NVIDIA's driver and nvidia-container-toolkit on the host, then docker run --gpus all …",
         )
-    if host.driver is None:
-        return (
-            error(
-                CHECK,
-                Cause.HARDWARE,
-                f"no GPU, and no NVIDIA driver is loaded on this machine; {built}",
-                "without a GPU: serve --cpu",
-                "with one: install NVIDIA's driver and nvidia-container-toolkit on the host, then docker run --gpus all …",
-            ),
-        )
-    models = f" ({', '.join(dict.fromkeys(host.models))})" if host.models else ""
-    return (
-        error(
-            CHECK,
-            Cause.HARDWARE,
-            f"no GPU in this container, though the machine has NVIDIA's driver {host.driver}{models}; {built}",
-            *GIVE,
-        ),
-    )
+    else:
+        models = f" ({', '.join(dict.fromkeys(host.models))})" if host.models else ""
+        what = f"no GPU in this container, though the machine has NVIDIA's driver {host.driver}{models}"
+        remedies = GIVE
+    return error(CHECK, Cause.HARDWARE, f"{what}; {built}", *remedies)
 
 
 def hides_all(asked_for: str) -> bool:
@@ -100,18 +81,13 @@ def _hidden(asked_for: str) -> Finding:
 
 
 def _remedies(failed: Sequence[Answer]) -> tuple[str, ...]:
-    said = " ".join(answer.problem or "" for answer in failed).lower()
-    late = any(answer.late for answer in failed)
-    if late:
-        return (
-            "the driver hangs: on the host, sudo dmesg | grep -iE 'nvrm|xid' says why; as a rule only a reboot helps",
-        )
-    if "mismatch" in said:
+    if any(answer.late for answer in failed):
+        hangs = "the driver hangs: on the host, sudo dmesg | grep -iE 'nvrm|xid' says why; as a rule only a reboot helps"
+        return (hangs,)
+    if any("mismatch" in (answer.problem or "").lower() for answer in failed):
         return ("the driver was updated while it ran: reboot the host",)
-    return (
-        "on the host: nvidia-smi, and sudo dmesg | grep -iE 'nvrm|xid'",
-        *GIVE,
-    )
+    known = [text for answer in failed if (text := cudaerrors.REMEDIES.get(answer.code or 0))]
+    return (*known, "on the host: nvidia-smi, and sudo dmesg | grep -iE 'nvrm|xid'", *GIVE)
 
 
 def choose(

@@ -33,14 +33,14 @@ def look(image: Image, system: System, environ: Mapping[str, str], host_memory: 
     asked_for = environ.get("CUDA_VISIBLE_DEVICES")
     host = hostside.look(system)
     if not host.given:
-        return Hardware(findings=device_check.without_gpu(image, (), host, asked_for))
+        return Hardware(findings=(device_check.without_gpu(image, (), host, asked_for),))
     unified = image.memory == "unified"
     cuda = Cuda(system=system, environ=environ, free=unified)
     answer, failed = driver.first(
         (Nvml(system=system, environ=environ), Smi(system=system, environ=environ), cuda)
     )
     if answer is None:
-        return Hardware(findings=device_check.without_gpu(image, failed, host, asked_for))
+        return Hardware(findings=(device_check.without_gpu(image, failed, host, asked_for),))
     gpus, order, speaks = answer.gpus, None, answer.cuda
     if answer.source == driver.CUDA:
         order = gpus

@@ -6,7 +6,7 @@ import pytest
 from syntheticui import STRANGER
 
 from comfyrun.errors import ConfigError
-from comfyrun.launch import REQUIRED_FLAGS
+from comfyrun.options import REQUIRED_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

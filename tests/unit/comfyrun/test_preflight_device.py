@@ -200,7 +200,7 @@ def none(
 ) -> Finding:
     models = ("NVIDIA GB10", "NVIDIA GB10") if driver else ()
     host = HostSide(driver=driver, models=models, given=given)
-    (found,) = device.without_gpu(ADA, failed, host, asked_for)
+    found = device.without_gpu(ADA, failed, host, asked_for)
     assert found.cause is Cause.HARDWARE
     return found
 
@@ -231,6 +231,16 @@ def test_the_driver_shows_none() -> None:
         Answer(source="NVML", problem="nvmlInit_v2: Driver/library version mismatch (18)"), given=True
     )
     assert stale.remedy == ("the driver was updated while it ran: reboot the host",)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(999, "nvidia-modprobe"), (802, "nvidia-fabricmanager"), (4711, "on the host: nvidia-smi")],
+)
+def test_what_cuda_says_has_its_remedy(code: int, remedy: str) -> None:
+    found = none(Answer(source="CUDA", problem="cuInit: in words", code=code), given=True)
+    assert remedy in found.remedy[0]
+    assert "--cpu" in found.remedy[-1]
 
 
 def test_no_slice() -> None:
