@@ -90,7 +90,8 @@ class House:
 @pytest.fixture
 def house(project, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "upstream_reachable", lambda git, env: True)
-    monkeypatch.setattr(kernelbuild, "foreign", lambda entry, plan, kernel: None)  # the wheels here hold nothing
+    # The wheels here hold nothing.
+    monkeypatch.setattr(kernelbuild, "foreign", lambda entry, plan, kernel: None)
     return House(project, tmp_path)
 
 
