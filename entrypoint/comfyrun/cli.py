@@ -35,8 +35,8 @@ variables: COMFY_PROFILE, COMFY_ARGS, COMFY_PORT, COMFY_LISTEN, COMFY_ATTENTION,
   COMFY_PREVIEW, COMFY_STRICT, COMFY_DATA, COMFY_CACHE, COMFY_MODELS, COMFY_NODES, COMFY_OFFLINE, COMFY_METADATA,
   COMFY_CORS, COMFY_MAX_UPLOAD, COMFY_TLS_CERT, COMFY_TLS_KEY, COMFY_LOG, COMFY_STOP_TIMEOUT;
   also in a file: /data/comfyrun.env
-exit codes: 2 wrong configuration, 69 not possible here (directory, port), 76 no GPU for this image,
-  77 a kernel failed under COMFY_STRICT, else ComfyUI's own
+exit codes: 2 wrong configuration, 69 not possible here (directory, port), 75 no more jobs possible (start it again),
+  76 no GPU for this image, 77 a kernel failed under COMFY_STRICT, 0 after an orderly stop, else ComfyUI's own
 """
 
 VERBS = ("serve", "check", "health", "nodes", "shell")
