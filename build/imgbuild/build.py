@@ -145,12 +145,13 @@ class Builder:
         return sources.fallback_source(self.matrix), tree
 
     def plans(self, targets: Sequence[Target], source: Source, options: Options) -> tuple[Plan, ...]:
-        plans = [self._plan(target, source, self._given(target, options)) for target in targets]
         asked: dict[str, bool] = {}
-        return tuple(
-            self._reachable(target, plan, source, options, asked)
-            for target, plan in zip(targets, plans, strict=True)
-        )
+        found = []
+        for target in targets:
+            given = self._given(target, options)
+            plan = self._plan(target, source, given)
+            found.append(self._reachable(target, plan, given, source, options, asked))
+        return tuple(found)
 
     def _plan(self, target: Target, source: Source, kernels: Mapping[str, KernelSource]) -> Plan:
         return make_plan(self.project, self.matrix, target, source=source, kernel_sources=kernels)
@@ -164,13 +165,18 @@ class Builder:
         }
 
     def _reachable(
-        self, target: Target, plan: Plan, source: Source, options: Options, asked: dict[str, bool]
+        self,
+        target: Target,
+        plan: Plan,
+        given: Mapping[str, KernelSource],
+        source: Source,
+        options: Options,
+        asked: dict[str, bool],
     ) -> Plan:
         """The plan with a fallback for each kernel that is not at hand and whose upstream cannot be reached.
 
         `asked` holds what is known of upstream hosts: one that is out of reach takes its time to say so.
         """
-        given = self._given(target, options)
         missing = kernelbuild.find(
             [plan], self.wheelhouse, self.registry, say=self.say, only=options.kernels, quiet=True
         ).missing
