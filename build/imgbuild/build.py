@@ -178,7 +178,13 @@ class Builder:
         `asked` holds what is known of upstream hosts: one that is out of reach takes its time to say so.
         """
         missing = kernelbuild.find(
-            [plan], self.wheelhouse, self.registry, say=self.say, only=options.kernels, quiet=True
+            [plan],
+            self.wheelhouse,
+            self.registry,
+            say=self.say,
+            only=options.kernels,
+            quiet=True,
+            pull=not options.dry_run,
         ).missing
         replaced = dict(given)
         for kernel in (k for _, k in missing if k.kind == "git" and k.name not in given):
@@ -343,7 +349,7 @@ class Builder:
         return self._bake_file(plans, work, tree=tree, base_contexts=base_contexts, options=options)
 
     def _say_kernels(self, plans: Sequence[Plan], only: Sequence[str] = ()) -> None:
-        found = kernelbuild.find(plans, self.wheelhouse, self.registry, say=self.say, only=only)
+        found = kernelbuild.find(plans, self.wheelhouse, self.registry, say=self.say, only=only, pull=False)
         for plan, kernel in found.missing:
             self.say(f"{kernel.name} {kernel.version} for {plan.name}: would be compiled, key {kernel.key}")
 

@@ -85,6 +85,7 @@ class Found:
     entries: Mapping[str, Entry]
     """By key."""
     missing: tuple[tuple[Plan, KernelPlan], ...]
+    """Also without those that a dry run would pull."""
 
 
 def find(
@@ -95,35 +96,64 @@ def find(
     say: Callable[[str], None],
     only: Sequence[str] = (),
     quiet: bool = False,
+    pull: bool = True,
 ) -> Found:
     """Look into the local wheelhouse, then into the registry's.
 
     `only` names kernels, none means all. `quiet`: what is at hand already is not said, what is pulled is.
+    Without `pull` a registry is only asked what it has.
     """
     entries: dict[str, Entry] = {}
-    missing: dict[str, tuple[Plan, KernelPlan]] = {}
+    missing: list[tuple[Plan, KernelPlan]] = []
+    for plan, kernel in _wanted(plans, only):
+        words = f"{kernel.name} {kernel.version} for {plan.name} ({', '.join(kernel.code)})"
+        entry = _kept(plan, kernel, store)
+        if entry is not None and not quiet:
+            say(f"{words}: in the wheelhouse, key {kernel.key}; compiling it took {duration(entry.seconds)}")
+        if entry is None and registry is not None and not pull:
+            if _offered(kernel, words, registry, say=say, quiet=quiet):
+                continue
+        elif entry is None and registry is not None:
+            entry = _pulled(plan, kernel, words, store, registry, say=say)
+        if entry is None:
+            missing.append((plan, kernel))
+        else:
+            entries[kernel.key] = entry
+    return Found(entries=entries, missing=tuple(missing))
+
+
+def _wanted(plans: Sequence[Plan], only: Sequence[str]) -> tuple[tuple[Plan, KernelPlan], ...]:
+    """Each key once, with the first plan that has it."""
+    found: dict[str, tuple[Plan, KernelPlan]] = {}
     for plan in plans:
         for kernel in plan.kernels:
-            if not kernel.compiled or (only and kernel.name not in only):
-                continue
-            if kernel.key in entries or kernel.key in missing:
-                continue
-            words = f"{kernel.name} {kernel.version} for {plan.name} ({', '.join(kernel.code)})"
-            entry = store.get(kernel.name, kernel.key, distribution=kernel.distribution)
-            if entry is not None and (why := foreign(entry, plan, kernel)):
-                store.reject(entry, why)
-                entry = None
-            if entry is None and registry is not None:
-                entry = _pulled(plan, kernel, words, store, registry, say=say)
-            elif entry is not None and not quiet:
-                say(
-                    f"{words}: in the wheelhouse, key {kernel.key}; compiling it took {duration(entry.seconds)}"
-                )
-            if entry is None:
-                missing[kernel.key] = (plan, kernel)
-            else:
-                entries[kernel.key] = entry
-    return Found(entries=entries, missing=tuple(missing.values()))
+            if kernel.compiled and (not only or kernel.name in only):
+                found.setdefault(kernel.key, (plan, kernel))
+    return tuple(found.values())
+
+
+def _kept(plan: Plan, kernel: KernelPlan, store: Wheelhouse) -> Entry | None:
+    entry = store.get(kernel.name, kernel.key, distribution=kernel.distribution)
+    if entry is not None and (why := foreign(entry, plan, kernel)):
+        store.reject(entry, why)
+        return None
+    return entry
+
+
+def _offered(
+    kernel: KernelPlan, words: str, registry: Artifacts, *, say: Callable[[str], None], quiet: bool
+) -> bool:
+    """Whether a registry has a kernel; nothing of it is moved."""
+    if registry.down:  # said already
+        return False
+    try:
+        there = registry.exists(kernel.name, kernel.key)
+    except RegistryError as e:
+        say(f"{words}: not from {registry.where}: {e.message}")
+        return False
+    if there and not quiet:
+        say(f"{words}: would be pulled from {registry.where}, key {kernel.key}")
+    return there
 
 
 def _pulled(

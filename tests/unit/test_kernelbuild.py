@@ -219,6 +219,11 @@ class Registry:
         self.tmp_path, self.plan, self.names, self.error = tmp_path / "registry", plan, names, error
         self.asked, self.down = [], False
 
+    def exists(self, kernel, key):
+        if self.error:
+            raise self.error
+        return kernel in self.names
+
     def pull(self, kernel, key, store, *, distribution=None):
         self.asked.append(kernel)
         if self.error:
@@ -261,6 +266,26 @@ def test_in_the_registry(plans, store, said, tmp_path):
     assert [k.name for _, k in found.missing] == ["flash-attn"]
     assert [w.split()[0] for w in said if "registry.example/x" in w] == ["sageattention"]
     assert store.get("sageattention", kernel_of(plan, "sageattention").key) is not None, "for the next time"
+
+
+def test_asked_without_being_pulled(plans, store, said, tmp_path):
+    plan = plans["gb10"]
+    registry = Registry(tmp_path, plan, "sageattention")
+    found = find([plan], store, registry, say=said.append, only=["probe", "sageattention"], pull=False)
+    assert registry.asked == [], "nothing is pulled"
+    assert found.entries == {}
+    assert [k.name for _, k in found.missing] == ["probe"]
+    assert ["would be pulled from registry.example/x" in w for w in said] == [True]
+    assert store.entries() == ()
+
+
+def test_registry_that_fails_when_it_is_only_asked(plans, store, said, tmp_path):
+    registry = Registry(
+        tmp_path, plans["ada"], error=RegistryError("registry.example: pull failed: it is down")
+    )
+    found = find([plans["ada"]], store, registry, say=said.append, only=["probe"], pull=False)
+    assert [k.name for _, k in found.missing] == ["probe"]
+    assert "it is down" in said[0]
 
 
 def test_registry_that_fails_costs_time_and_not_the_build(plans, store, said, tmp_path):
