@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from imgbuild.cli import main
 from imgbuild.errors import ConfigError
-from imgbuild.lint import REMEDIES, instructions, lint, refuse_findings
+from imgbuild.lint import lint, refuse_findings
+from imgbuild.lint.dockerfile import instructions
+from imgbuild.lint.finding import REMEDIES
 from imgbuild.matrix import load_matrix
 from imgbuild.plan import make_plans
 from imgbuild.project import Project
