@@ -74,13 +74,21 @@ def no_new_cache(client: Any, *also: str) -> Iterator[None]:
     Only steps of our Dockerfiles, and those whose description holds a text of
     `also`. A build of somebody else's at the same time at most runs a step again.
     """
-    had = {record["ID"] for record in client.df()["BuildCache"] or ()}
+    had = {record["ID"] for record in _build_cache(client)}
     signs = (*_OUR_STEPS, *also)
     try:
         yield
     finally:
         for _ in range(2):  # a parent can only go when its children are gone
-            for record in client.df()["BuildCache"] or ():
+            for record in _build_cache(client):
                 ours = any(sign in record["Description"] for sign in signs)
                 if ours and record["ID"] not in had and not record["InUse"]:
                     client.api.prune_builds(filters={"id": record["ID"]}, all=True)
+
+
+def _build_cache(client: Any) -> list[dict[str, Any]]:
+    """BuildKit's records alone: the whole of `docker system df` fails while somebody's container is being removed."""
+    api = client.api
+    answer = api.get(f"{api.base_url}/v{api.api_version}/system/df", params={"type": "build-cache"})
+    answer.raise_for_status()
+    return answer.json()["BuildCache"] or []

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import guarded as guarding
 import pytest
 from kit import IMAGE, REFERENCE, ROOT, TARGET, Built, imgbuild, look, run_python
-from scratch import copy_project, no_new_cache, replace_in
+from scratch import copy_project, no_new_cache
 
 from imgbuild.project import Project, cache_dir
 
@@ -99,10 +99,8 @@ def guarded(
 ) -> Iterator[guarding.Guarded]:
     """The same image once more: without cache, with secrets for settings, attested; its tag is GUARDED."""
     folder = tmp_path_factory.mktemp("guarded")
-    project = copy_project(copy, folder / "project")
-    replace_in(project.images / "comfyui.yaml", f"\nimage: {IMAGE} #", f"\nimage: {IMAGE}-guarded #")
     with no_new_cache(client, f"[{TARGET} "):
-        made = guarding.build(project, TARGET, folder, cache=cache, index_at=bridge_address(client))
+        made = guarding.build(copy, TARGET, folder, cache=cache, index_at=bridge_address(client))
         assert not made.report.failed, made.report.failed[0].lines
         yield made
 

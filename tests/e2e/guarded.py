@@ -22,16 +22,25 @@ if TYPE_CHECKING:
 
     from imgbuild.project import Project
 
+SUFFIX = "-guarded"
+"""Of the image's name."""
 _CA = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "CURL_CA_BUNDLE")
 
 
 class Attesting(Docker):
-    """Bakes with provenance mode=max, which holds every build argument and every step."""
+    """Bakes with provenance mode=max, which holds every build argument and every step.
+
+    The image gets a tag of its own here and not by another name in the matrix: its profile names the images for other
+    hardware, so under another name it would be another layer.
+    """
 
     def bake(self, bake_file: Path, targets: tuple[str, ...], **options: Any) -> int:
         bake = json.loads(bake_file.read_text())
         for name in targets:
             bake["target"][name]["attest"] = ["type=provenance,mode=max"]
+            bake["target"][name]["tags"] = [
+                t.replace(":", f"{SUFFIX}:") for t in bake["target"][name]["tags"]
+            ]
         bake_file.write_text(json.dumps(bake))
         return super().bake(bake_file, targets, **options)
 
