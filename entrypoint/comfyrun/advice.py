@@ -1,4 +1,4 @@
-"""Variables that no profile sets and nobody should: what to say to who does."""
+"""What documents and forums still recommend and nobody should set: variables that do harm, flags that are gone."""
 
 from __future__ import annotations
 
@@ -37,6 +37,15 @@ NEVER = (
     Never("CUDA_LAUNCH_BLOCKING", _SET, "a debug switch: every kernel is waited for"),
     Never("CUDA_DISABLE_PTX_JIT", _SET, "a debug switch: code that is not compiled for this very GPU fails"),
 )
+
+
+# Flags that do not exist (any more), which documents recommend all the same: the nearest name would lead astray.
+GONE: Mapping[str, str] = {
+    "--cpu-offload": "it never had: models leave the GPU by themselves when it is full; COMFY_MEMORY=low frees it sooner",
+    "--dev": "it never had, and starts without it",
+    "--disable-ipex-optimize": "leave it out",
+    "--normalvram": "it is what ComfyUI does by itself: leave it out",
+}
 
 
 def against(environment: Mapping[str, str]) -> Iterator[Never]:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from comfyrun import __version__
-from comfyrun.errors import INTERRUPTED, ComfyrunError, ConfigError, MachineError, nearest
+from comfyrun.errors import (
+    INTERRUPTED,
+    ComfyrunError,
+    ConfigError,
+    HardwareError,
+    KernelError,
+    MachineError,
+    nearest,
+)
 from comfyrun.layout import Layout
 
 if TYPE_CHECKING:
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
     from comfyrun.preflight.report import Report
     from comfyrun.preflight.system import System
 
-USAGE = """\
+_USAGE = """\
 usage: comfyrun [serve] [--print [--json]] [ARGS ...]   start ComfyUI; ARGS are ComfyUI's own flags
        comfyrun check [--json] [ARGS ...]               what serve would meet here: GPU, driver, kernels, volumes
        comfyrun health [--ready] [--json]               exit 0 when it is alive (ready: takes jobs)
@@ -31,15 +39,28 @@ usage: comfyrun [serve] [--print [--json]] [ARGS ...]   start ComfyUI; ARGS are 
        comfyrun shell [COMMAND ...]                     a shell, or a command, in ComfyUI's environment
        comfyrun --version | --help
 
-variables: COMFY_PROFILE, COMFY_ARGS, COMFY_PORT, COMFY_LISTEN, COMFY_ATTENTION, COMFY_MEMORY, COMFY_RESERVE_VRAM,
-  COMFY_PREVIEW, COMFY_STRICT, COMFY_DATA, COMFY_CACHE, COMFY_MODELS, COMFY_NODES, COMFY_OFFLINE, COMFY_METADATA,
-  COMFY_CORS, COMFY_MAX_UPLOAD, COMFY_TLS_CERT, COMFY_TLS_KEY, COMFY_LOG, COMFY_STOP_TIMEOUT;
-  also in a file: /data/comfyrun.env
+variables, which may also stand in /data/comfyrun.env as lines NAME=value:
+{variables}
+ComfyUI's own flags: comfyrun shell python {main} --help
 exit codes: 2 wrong configuration, 69 not possible here (directory, port), 75 no more jobs possible (start it again),
   76 no GPU for this image, 77 a kernel failed under COMFY_STRICT, 0 after an orderly stop, else ComfyUI's own
 """
 
 VERBS = ("serve", "check", "health", "nodes", "shell")
+
+# Where to look after a start that was refused.
+_NEXT: Mapping[type[ComfyrunError], str] = {
+    ConfigError: "nothing was started; what can be set: comfyrun --help",
+    MachineError: "nothing was started; all that was looked at: comfyrun check",
+    HardwareError: "nothing was started; all that was looked at: comfyrun check",
+    KernelError: "nothing was started; all that was looked at: comfyrun check",
+}
+
+
+def usage(layout: Layout) -> str:
+    from comfyrun import settings  # noqa: PLC0415
+
+    return _USAGE.format(variables=settings.described(), main=layout.main)
 
 
 def main(
@@ -54,19 +75,18 @@ def main(
             stream.reconfigure(errors="backslashreplace")
     given = os.environ if environ is None else environ
     _Form.json = given.get("COMFY_LOG", "").lower() == "json"
+    rest = list(sys.argv[1:] if arguments is None else arguments)
+    verb = rest.pop(0) if rest and not rest[0].startswith("-") else "serve"
     try:
-        return _run(
-            list(sys.argv[1:] if arguments is None else arguments),
-            given,
-            layout or Layout(),
-            system,
-        )
+        return _run(verb, rest, given, layout or Layout(), system)
     except ComfyrunError as error:
         from comfyrun import redact  # noqa: PLC0415
 
         hide = redact.of(given)
         for message in error.messages:
             _say(hide.text(message), "error")
+        if verb == "serve" and type(error) in _NEXT:
+            _say(_NEXT[type(error)])
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -76,10 +96,12 @@ def main(
         return 0
 
 
-def _run(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
-    verb = "serve"
-    if arguments and not arguments[0].startswith("-"):
-        verb = arguments.pop(0)
+def _run(
+    verb: str, arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None
+) -> int:
+    if verb in ("serve", "check") and arguments[:1] in (["--help"], ["-h"]):
+        print(usage(layout), end="")
+        return 0
     match verb:
         case "serve":
             return _serve(arguments, environ, layout, system)
@@ -99,9 +121,6 @@ def _run(arguments: list[str], environ: Mapping[str, str], layout: Layout, syste
 
 
 def _serve(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
-    if arguments[:1] in (["--help"], ["-h"]):
-        print(USAGE, end="")
-        return 0
     if arguments == ["--version"]:
         print(f"comfyrun {__version__}")
         return 0
@@ -126,9 +145,6 @@ def _check(arguments: list[str], environ: Mapping[str, str], layout: Layout, sys
     from comfyrun.preflight import report, run  # noqa: PLC0415
     from comfyrun.preflight import system as real  # noqa: PLC0415
 
-    if arguments[:1] in (["--help"], ["-h"]):
-        print(USAGE, end="")
-        return 0
     machine = observe(environ)
     plan = _planner(layout, environ, [a for a in arguments if a != "--json"], machine)
     launch, found = run.preflight(plan, system or real.this_machine(), layout, machine, run.CHECK)
@@ -277,7 +293,8 @@ def _execute(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     try:
         os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606  (no shell is wanted)
     except (OSError, ValueError) as error:
-        raise MachineError(f"{argv[0]} cannot be started: {error}") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise MachineError(f"{argv[0]} cannot be started: {why}") from None
 
 
 class _Form:

@@ -7,12 +7,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from comfyrun import paths
 from comfyrun.errors import MachineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from comfyrun.launch import Directory, File, Machine
+
+
+_PROBE = b"?" * (1 << 16)
+"""One byte finds room on a disk that is full: the database alone needs this much."""
 
 
 def prepare(directories: Sequence[Directory], machine: Machine) -> None:
@@ -23,7 +28,7 @@ def prepare(directories: Sequence[Directory], machine: Machine) -> None:
     messages: dict[str, None] = {}  # an ordered set: ten folders of one bad volume are one message
     for directory in directories:
         path = Path(directory.path)
-        if directory.given is not None and not path.is_dir():
+        if directory.given is not None and not paths.exists(path):
             messages[_absent(path, directory.given)] = None
             continue
         try:
@@ -51,7 +56,10 @@ def ready(files: Sequence[File], machine: Machine) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _write(path, file.text)
         except (FileNotFoundError, IsADirectoryError):
-            messages[f"{path} is not there, or no file: {file.origin} names it ({file.purpose})"] = None
+            messages[
+                f"{path} ({file.origin}, {file.purpose}) is not there, or no file: mount it into the container "
+                f"(docker run -v /where/it/is:{path}:ro)"
+            ] = None
         except (OSError, ValueError) as error:
             needs = "read" if file.text is None else "write"
             messages[_explain(path, needs, error, machine)] = None
@@ -71,8 +79,8 @@ def _write(path: Path, text: str) -> None:
 
 def _absent(path: Path, given: str) -> str:
     return (
-        f"{path} is not there, and {given} names it: no empty folder is made in its place. Mount what belongs "
-        f"there (docker run -v /where/it/is:{path}), or create it"
+        f"{path} ({given}) is not there, and no empty folder is made in its place: mount what belongs there "
+        f"(docker run -v /where/it/is:{path}), or create it"
     )
 
 
@@ -82,7 +90,7 @@ def _try_writing(path: Path) -> None:
     probe = path / f".comfyrun-{os.urandom(8).hex()}"
     try:
         with probe.open("xb") as stream:
-            stream.write(b"?")
+            stream.write(_PROBE)
     finally:
         probe.unlink(missing_ok=True)
 
@@ -97,7 +105,7 @@ def _explain(path: Path, needs: str, error: OSError | ValueError, machine: Machi
         case errno.EROFS:
             return f"{place} is read-only: mount a writable volume there (docker run -v NAME:{_mount(place)})"
         case errno.ENOSPC | errno.EDQUOT:
-            return f"{place} is full: free some space on the disk that holds it (df -h)"
+            return f"{_mount(place)} is full: free some space on the disk that holds it (df -h)"
         case errno.ENOTDIR | errno.EEXIST:
             return f"{place} is a file, and a directory is needed at {path}"
         case _:
@@ -111,26 +119,19 @@ def _not_allowed(place: Path, verb: str, machine: Machine) -> str:
     except OSError as error:
         return f"{place} cannot be looked at by UID {machine.uid}: {error.strerror}"
     owner = f"UID {status.st_uid}, GID {status.st_gid}, mode {status.st_mode & 0o7777:o}"
-    mend = (
-        f"on the host: chown -R {ids} <what is mounted at {_mount(place)}>; "
-        f"or run as the owner: --user {status.st_uid}:{status.st_gid}"
-    )
+    mend = f"on the host: chown -R {ids} <what is mounted at {_mount(place)}>"
+    if status.st_uid:  # nothing here should run as root
+        mend += f"; or run as the owner: --user {status.st_uid}:{status.st_gid}"
     return f"UID {ids} may not {verb} {place} (it belongs to {owner}); {mend}"
 
 
 def _nearest_existing(path: Path) -> Path:
-    for place in (path, *path.parents):
-        try:
-            if place.exists():
-                return place
-        except (OSError, ValueError):
-            continue
-    return Path("/")
+    return next((place for place in (path, *path.parents) if paths.exists(place)), Path("/"))
 
 
 def _mount(place: Path) -> Path:
     """The mount point that holds `place`: what a user knows by name."""
     for candidate in (place, *place.parents):
-        if candidate.is_mount():
+        if paths.is_mount(candidate):
             return candidate if candidate != Path("/") else place
     return place

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from comfyrun import baked
+from comfyrun import advice, baked
 from comfyrun.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class FlagTable:
         notes: list[str] = []
         for option in above:
             again = [old for old in kept if old.flag is option.flag and not option.flag.repeats]
-            excluded = [old for old in kept if self._excludes(old.flag, option.flag)]
+            excluded = [old for old in kept if self.excludes(old.flag, option.flag)]
             notes += [f"{option.name} ({option.origin}) replaces {old} ({old.origin})" for old in excluded]
             kept = [old for old in kept if old not in excluded]
             if again:  # in its place, so that a command line reads the same whoever said what
@@ -158,13 +158,13 @@ class FlagTable:
 
     def _contradictions(self, options: Sequence[Option]) -> list[str]:
         return [
-            f"{one.origin}: {one.name} and {other.name} exclude each other"
+            f"{one.origin}: {one.name} and {other.name} exclude each other: keep one of them"
             for index, one in enumerate(options)
             for other in options[index + 1 :]
-            if self._excludes(one.flag, other.flag)
+            if self.excludes(one.flag, other.flag)
         ]
 
-    def _excludes(self, one: Flag, other: Flag) -> bool:
+    def excludes(self, one: Flag, other: Flag) -> bool:
         return one is not other and any(
             any(name in group for name in one.names) and any(name in group for name in other.names)
             for group in self.exclusive
@@ -181,6 +181,8 @@ class FlagTable:
         if self._is_value(token):
             return f"{token!r} belongs to no flag"
         name = token.partition("=")[0]
+        if name in advice.GONE:
+            return f"this ComfyUI has no flag {name}: {advice.GONE[name]}"
         return f"this ComfyUI has no flag {name}{nearest(name, self.names)}"
 
 

@@ -10,11 +10,14 @@ if TYPE_CHECKING:
 
 # Their variable → the setting that it is understood as.
 UNDERSTOOD: Mapping[str, str] = {
-    "BASE_DIRECTORY": "data",
-    "CLI_ARGS": "args",
-    "COMFYUI_ARGS": "args",
-    "COMFYUI_PORT": "port",
-    "COMFY_CMDLINE_EXTRA": "args",
+    "BASE_DIRECTORY": "data",  # mmartial/comfyui-nvidia-docker
+    "CLI_ARGS": "args",  # yanwk/comfyui-boot
+    "COMFYUI_ARGS": "args",  # HurbaLurba/DGX-SPARK-COMFYUI-DOCKER, and others
+    "COMFYUI_FLAGS": "args",  # ai-dock/comfyui
+    "COMFYUI_PORT": "port",  # HurbaLurba
+    "COMFYUI_PORT_HOST": "port",  # ai-dock
+    "COMFY_CMDLINE_EXTRA": "args",  # mmartial
+    # HurbaLurba: a models folder (checkpoints, loras, ... right in it), for an extra-model-paths file.
     "MODEL_BASE_PATH": "models",
 }
 
@@ -33,7 +36,16 @@ ANSWERED = (
     Answer(("FORCE_CHOWN",), "ownership is never changed: docker run --user with the owner's UID:GID"),
     Answer(
         ("SECURITY_LEVEL",),
-        "it is ComfyUI-Manager's: security_level in /data/user/__manager/config.ini, once that node is installed",
+        "it is ComfyUI-Manager's: security_level in its config.ini in /data/user (in __manager, or with an older one in "
+        "default/ComfyUI-Manager), once that node is installed",
+    ),
+    Answer(
+        ("USE_NEW_MANAGER", "USE_MANAGER_LEGACY_UI", "ENABLE_MANAGER_LEGACY_UI"),
+        "the manager is not in the image; a ComfyUI that has its own is told with COMFY_ARGS=--enable-manager",
+    ),
+    Answer(
+        ("INPUT_DIR", "OUTPUT_DIR", "TEMP_DIR"),
+        "mount the folder at /data/input, /data/output, /data/temp, or name it in COMFY_ARGS (--input-directory, …)",
     ),
     Answer(("COMFY_CMDLINE_BASE",), "the command line is made here; COMFY_ARGS adds to it, and wins"),
     Answer(("USE_SOCAT",), "publish on loopback instead: --publish 127.0.0.1:8188:8188"),

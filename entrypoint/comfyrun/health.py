@@ -49,8 +49,8 @@ class Health:
 
     @property
     def text(self) -> str:
-        state = "alive" if self.queue is None else "ready"
-        parts = [f"{state} on port {self.port}", f"runs on {self.device or 'an unknown device'}"]
+        how = "alive" if self.queue is None else "ready"
+        parts = [f"{how} on port {self.port}", f"runs on {self.device or 'an unknown device'}"]
         if self.queue is not None:
             parts.append(f"{self.queue} in the queue")
         if self.fallbacks:

@@ -6,7 +6,7 @@ import posixpath
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from comfyrun import advice, foreign, models, options, overlay
+from comfyrun import advice, foreign, models, options, overlay, tls
 from comfyrun import settings as settings_module
 from comfyrun.errors import ConfigError
 from comfyrun.flagtable import Option
@@ -214,6 +214,12 @@ def _directories(given: Sequence[Option], data: str, settings: Settings) -> Iter
         ours = any(path == place or path.startswith(f"{place}/") for place in (data, settings.cache))
         yield Directory(path=path, purpose=purpose, needs=needs, given=None if ours else origin)
     yield Directory(path=settings.cache, purpose="caches", needs="write")
+    # ComfyUI's parser insists that these are there, and would answer with all of its usage.
+    known = {flag for _, flag, _, _ in kinds}
+    for option in given:
+        if option.flag.type == "directory" and option.values and not known & set(option.flag.names):
+            path = posixpath.normpath(posixpath.join(data, option.values[0]))
+            yield Directory(path=path, purpose=option.name, needs="exist", given=option.origin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,9 +267,10 @@ def _certificates(given: Sequence[Option]) -> list[File]:
         if option is None and any(found.values()):
             other = next(o for o in found.values() if o)
             raise ConfigError(
-                f"{other.origin}: {other.name} without {name} serves plain http; set both COMFY_TLS_CERT and COMFY_TLS_KEY"
+                f"{other.origin}: {other.name} without {name} would serve plain http: set both COMFY_TLS_CERT and "
+                "COMFY_TLS_KEY"
             )
-    return [File(path=o.values[0], purpose="https", origin=o.origin) for o in found.values() if o]
+    return [File(path=o.values[0], purpose=tls.PURPOSE, origin=o.origin) for o in found.values() if o]
 
 
 def _address(given: Sequence[Option]) -> tuple[tuple[str, ...], int]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from comfyrun import nodesources, overlay, packages, redact
+from comfyrun import nodesources, overlay, packages, paths, redact
 from comfyrun.errors import ComfyrunError, ConfigError, MachineError, nearest
 from comfyrun.overlay import Place, node_record
 from comfyrun.packages import Installer
@@ -119,7 +119,7 @@ def _install(source: nodesources.Source, place: Place, say: Callable[[str], None
     with _at_work(place) as work:
         if here:
             folder = path
-            if not (folder / "__init__.py").is_file():
+            if not paths.is_file(folder / "__init__.py"):
                 raise ConfigError(f"{folder} is no custom node: there is no __init__.py at its top")
         else:
             fetched = nodesources.fetch(source, _made(work / "fetched"), say)
@@ -140,7 +140,7 @@ def _install(source: nodesources.Source, place: Place, say: Callable[[str], None
             _swap(folder, path, work / "old-node")
         changed.commit()
     say(f"{path.name} is installed in {path}; a running ComfyUI finds it at its next start")
-    if (path / "install.py").exists():
+    if paths.exists(path / "install.py"):
         say(f"{path.name} has an install.py, which comfyrun does not run: look whether it is needed")
 
 
@@ -151,7 +151,7 @@ def _sync(place: Place, say: Callable[[str], None]) -> None:
         for path in place.folders()
         if node_record(path) is None
         and not path.name.endswith(".disabled")
-        and (path / "__init__.py").is_file()
+        and paths.is_file(path / "__init__.py")
     ]
     with _at_work(place) as work:
         changed = _Packages.build(place, _wanted(place, work, also=new), work, say)
@@ -207,7 +207,9 @@ class _Packages:
             "image": overlay.baked(place.layout),
         }
         there = place.record()
-        if {key: there.get(key) for key in record} == record or (not wanted and not place.overlay.exists()):
+        if {key: there.get(key) for key in record} == record or (
+            not wanted and not paths.exists(place.overlay)
+        ):
             return cls(place=place, work=work, ready=None, say=say)
         ready = _made(work / "overlay")
         found: list[Package] = []
@@ -230,9 +232,9 @@ class _Packages:
             return
         count = len(overlay.installed(self.ready / "site-packages"))
         with _explained(self.place.overlay):
-            if (self.ready / "site-packages").exists():
+            if paths.exists(self.ready / "site-packages"):
                 _swap(self.ready, self.place.overlay, self.work / "old-overlay")
-            elif self.place.overlay.exists():
+            elif paths.exists(self.place.overlay):
                 self.place.overlay.rename(self.work / "old-overlay")
         some = "1 package" if count == 1 else f"{count} packages"
         self.say(f"{some} beside those of the image, in {self.place.overlay}")

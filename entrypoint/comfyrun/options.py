@@ -159,17 +159,20 @@ def _words(
 
 def _attention(word: str, image: Image, table: FlagTable) -> str:
     found = ATTENTION[word]
+    possible = ", ".join(w for w, a in ATTENTION.items() if a.flag in table and _has(image, a))
     if found.flag not in table:
-        known = ", ".join(w for w, a in ATTENTION.items() if a.flag in table)
         raise ConfigError(
-            f"ComfyUI {image.comfyui} has no {found.flag}, so {word} is not possible; it has {known}"
+            f"ComfyUI {image.comfyui} has no {found.flag}, so {word} is not possible; what is: auto, {possible}"
         )
-    if found.compiled and found.kernel and image.kernel(found.kernel) is None:
-        has = ", ".join(k.name for k in image.kernels) or "no kernels"
+    if not _has(image, found):
         raise ConfigError(
-            f"{found.kernel} is not in this image (target {image.target} has {has}), so {word} is not possible"
+            f"{found.kernel} is not in this image ({image.target}), so {word} is not possible; what is: auto, {possible}"
         )
     return found.flag
+
+
+def _has(image: Image, attention: Attention) -> bool:
+    return not attention.compiled or image.kernel(str(attention.kernel)) is not None
 
 
 def own_options(
@@ -205,7 +208,9 @@ def last(options: Sequence[Option], name: str) -> Option | None:
 def merge(
     table: FlagTable, own: Sequence[Option], given: Asked, image: Image
 ) -> tuple[list[Option], list[str]]:
-    """What is left of all layers, and a note for each flag that gave way."""
+    """What is left of all layers, and a note for each flag that gave way. Raises ConfigError for what needs a GPU
+    in an image without GPU code.
+    """
     cpu = image.cuda is None or last(_overlay(table, own, given.layers, leave="memory")[0], "--cpu")
     notes: list[str] = []
     if cpu:
@@ -215,8 +220,24 @@ def merge(
             if layer.setting == "memory" and layer.options
         ]
     options, replaced = _overlay(table, own, given.layers, leave="memory" if cpu else None)
+    if image.cuda is None:
+        _refuse_gpu(options, table, image)
     options, dropped = _without_gpu(options, given.typed)
     return options, [*notes, *replaced, *dropped, *_doubts(options, table, image)]
+
+
+def _refuse_gpu(options: Sequence[Option], table: FlagTable, image: Image) -> None:
+    """Whatever takes --cpu's place would end in torch's traceback."""
+    cpu = table.get("--cpu")
+    tags = ", ".join(s.tag for s in image.siblings)
+    wrong = [
+        f"{o.origin}: {o} needs a GPU, and this image ({image.target}) has no GPU code: leave it out"
+        + (f", or use the image for your GPU ({tags})" if tags else "")
+        for o in options
+        if cpu is not None and table.excludes(o.flag, cpu)
+    ]
+    if wrong:
+        raise ConfigError(*wrong)
 
 
 def _overlay(

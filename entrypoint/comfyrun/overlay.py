@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from comfyrun import paths
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 PACKAGES = "COMFYRUN_PACKAGES"
 VENV = "COMFYRUN_VENV"
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 
 RECORD = ".comfyrun.json"
 """In the folder of a node that comfyrun looks after."""
@@ -45,6 +48,9 @@ def variables(
     if nodes:
         yield PACKAGES, folder(data, torch)
         yield VENV, str(layout.venv)
+    if environ.get(NO_BYTECODE):
+        # The image sets it for its own code, which is compiled already; nodes would be compiled at every start.
+        yield NO_BYTECODE, ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +85,7 @@ class Place:
     def folders(self) -> list[Path]:
         """Of custom nodes."""
         with contextlib.suppress(OSError):
-            return sorted(p for p in self.nodes.iterdir() if p.name != "__pycache__" and p.is_dir())
+            return sorted(p for p in self.nodes.iterdir() if p.name != "__pycache__" and paths.is_dir(p))
         return []
 
     def record(self) -> dict[str, object]:
@@ -129,7 +135,7 @@ def installed(site: Path) -> list[Package]:
 
 def note(place: Place) -> str:
     """What a start has to say about the packages; nothing when they fit."""
-    asking = [p for p in place.folders() if any((p / name).is_file() for name in REQUIREMENTS)]
+    asking = [p for p in place.folders() if any(paths.is_file(p / name) for name in REQUIREMENTS)]
     if all(node_record(path) is None for path in asking):
         return ""
     record = place.record()

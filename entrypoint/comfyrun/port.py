@@ -19,7 +19,7 @@ def check(addresses: Sequence[str], port: int) -> None:
         try:
             found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (OSError, UnicodeError) as error:
-            raise MachineError(f"--listen {address}: no such address here ({error})") from None
+            raise MachineError(_elsewhere(address)) from error
         for family, kind, protocol, _, place in found:
             try:
                 _bind(family, kind, protocol, place)
@@ -50,6 +50,13 @@ def _explain(error: OSError, address: str, port: int) -> str:
                 "publish it as you like (-p 127.0.0.1:80:8188)"
             )
         case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
-            return f"--listen {address}: this container has no such address"
+            return _elsewhere(address)
         case _:
             return f"port {port} on {address} cannot be used: {error}"
+
+
+def _elsewhere(address: str) -> str:
+    return (
+        f"--listen {address}: this container has no such address. 0.0.0.0 listens on all that it has; who reaches it "
+        "is decided by what is published (-p 127.0.0.1:8188:8188)"
+    )

@@ -112,8 +112,12 @@ def check_listen(text: str) -> str:
 
 def check_path(text: str) -> str:
     """`text`, which must be an absolute path below the root. Raises ValueError."""
-    if not text.startswith("/") or text.strip("/.") == "" or ".." in text.split("/"):
-        raise ValueError(f"{text!r} is not an absolute path")
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is not an absolute path: it has to begin with /")
+    if ".." in text.split("/"):
+        raise ValueError(f"{text!r} holds .., which may lead anywhere: write the path out")
+    if text.strip("/.") == "":
+        raise ValueError(f"{text!r} is the root, where nothing belongs: name a folder in it")
     if "\0" in text or "\n" in text:
         raise ValueError(f"{text!r} holds a character that no path can have here")
     return text.rstrip("/")
@@ -136,7 +140,11 @@ def _check_words(text: str) -> tuple[str, ...]:
         return tuple(shlex.split(text))
     except ValueError as error:
         # The arguments themselves are not shown: a URL in them may hold a password.
-        raise ValueError(f"cannot be split: {error}") from None
+        if "escaped" in str(error):
+            raise ValueError("a backslash stands at the end: take it away, or double it") from None
+        raise ValueError(
+            "a quote (\" or ') is opened and not closed: close it, or put a backslash before it"
+        ) from None
 
 
 def _check_number(text: str) -> str:
@@ -231,6 +239,12 @@ SETTINGS: Mapping[str, Setting] = {
 NAMES = frozenset(map(variable, SETTINGS))
 
 
+def described() -> str:
+    """Every variable, a line each."""
+    width = max(map(len, NAMES))
+    return "\n".join(f"  {variable(n):<{width}}  {s.takes}: {s.about}" for n, s in SETTINGS.items())
+
+
 # --- reading -----------------------------------------------------------------------------------
 
 
@@ -318,7 +332,7 @@ class _Reader:
         try:
             self.values[name] = SETTINGS[name].check(text)
         except ValueError as error:
-            self.mistakes.append(f"{origin} {error}" if name == "args" else f"{origin}: {error}")
+            self.mistakes.append(f"{origin}: {error}")
         self.given[name] = Given(origin=origin, in_file=file is not None)
 
 

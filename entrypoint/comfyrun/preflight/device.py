@@ -53,11 +53,8 @@ def without_gpu(image: Image, failed: Sequence[Answer], host: HostSide, asked_fo
         said = "; ".join(f"{answer.source}: {answer.problem}" for answer in failed if answer.problem)
         what, remedies = f"the driver shows no GPU ({said or 'it gives no reason'})", _remedies(failed)
     elif host.driver is None:
-        what = "no GPU, and no NVIDIA driver is loaded on this machine"
-        remedies = (
-            "without a GPU: serve --cpu",
-            "with one: install NVIDIA's driver and nvidia-container-toolkit on the host, then docker run --gpus all …",
-        )
+        what = "no GPU in this container, and no sign of NVIDIA's driver on this machine"
+        remedies = (GIVE[0], "the host needs NVIDIA's driver and nvidia-container-toolkit for that", GIVE[1])
     else:
         models = f" ({', '.join(dict.fromkeys(host.models))})" if host.models else ""
         what = f"no GPU in this container, though the machine has NVIDIA's driver {host.driver}{models}"

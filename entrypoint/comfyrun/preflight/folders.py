@@ -112,20 +112,20 @@ def _temp(path: str, why: OSError | None) -> Finding:
     )
 
 
-def shared(system: System, paths: Sequence[str], *, strict: bool) -> Iterator[Finding]:
-    """Storage that others fill (COMFY_MODELS). Nothing is ever made in its place."""
+def shared(system: System, paths: Sequence[str], origin: str, *, strict: bool) -> Iterator[Finding]:
+    """Storage that others fill (COMFY_MODELS, or what `origin` calls it). Nothing is ever made in its place."""
     for path in paths:
         if not system.exists(path):
             yield error(
                 "models",
                 Cause.MACHINE,
-                f"{path} is not there, and COMFY_MODELS names it: the storage is not mounted",
+                f"{path} is not there, and {origin} names it: the storage is not mounted",
                 f"mount it on the host, and into the container (--volume /where/it/is:{path}:ro), "
-                "or take it out of COMFY_MODELS",
+                f"or take it out of {origin}",
             )
         elif system.folder(path) and not system.names(path):
             # What an engine makes of a source that does not exist.
-            text = f"{path} (COMFY_MODELS) is empty, or UID {os.getuid()} may not list it"
+            text = f"{path} ({origin}) is empty, or UID {os.getuid()} may not list it"
             remedy = "is the storage mounted on the host? An engine makes an empty folder of a source that is missing"
             yield error("models", Cause.MACHINE, text, remedy) if strict else warning("models", text, remedy)
         else:

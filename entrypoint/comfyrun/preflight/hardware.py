@@ -41,14 +41,14 @@ def look(image: Image, system: System, environ: Mapping[str, str], host_memory: 
     )
     if answer is None:
         return Hardware(findings=(device_check.without_gpu(image, failed, host, asked_for),))
-    gpus, order, speaks = answer.gpus, None, answer.cuda
-    if answer.source == driver.CUDA:
-        order = gpus
-    elif any(_lacks(gpu) for gpu in gpus) or device_check.needs_order(gpus, asked_for):
+    gpus, speaks = answer.gpus, answer.cuda
+    numbered = device_check.needs_order(gpus, asked_for)
+    # CUDA's own answer is in its own order; what others say in theirs.
+    order = gpus if answer.source == driver.CUDA else None
+    if order is None and (numbered or any(_lacks(gpu) for gpu in gpus)):
         second = cuda.ask()
-        gpus, order, speaks = complete(gpus, second.gpus), second.gpus or None, speaks or second.cuda
-    if answer.source != driver.CUDA and not device_check.needs_order(gpus, asked_for):
-        order = None
+        gpus, speaks = complete(gpus, second.gpus), speaks or second.cuda
+        order = (second.gpus or None) if numbered else None
     choice = device_check.choose(image, gpus, asked_for, order)
     findings = list(choice.findings)
     if answer.problem:

@@ -17,20 +17,24 @@ if TYPE_CHECKING:
 
 CHECK = "probe"
 KERNEL = "probe"
+MODULE = "imgbuild_probe"
 SECONDS = 60
 """CUDA starts in well under one; on a machine with many GPUs that are asleep it takes longer."""
 
 
 def ask(system: System, python: str, environ: Mapping[str, str]) -> Asked:
     # Isolated: what a node put on PYTHONPATH is not what is proven here.
-    return system.run(python, "-IB", "-m", "imgbuild_probe", environ=environ, timeout=SECONDS)
+    return system.run(python, "-IB", "-m", MODULE, environ=environ, timeout=SECONDS)
 
 
 def judge(asked: Asked) -> Finding:
     """What the probe's end means."""
-    if asked.outcome == "absent":
+    if asked.outcome == "absent" or f"No module named {MODULE}" in asked.stderr:
         return error(
-            CHECK, Cause.MACHINE, f"the probe {asked.why}", "the image is damaged: pull or build it again"
+            CHECK,
+            Cause.MACHINE,
+            f"the probe kernel is not there: {asked.why}",
+            "the image is damaged: pull or build it again",
         )
     if asked.outcome == "late":
         return error(

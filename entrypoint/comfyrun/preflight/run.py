@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from comfyrun import directories
+from comfyrun import directories, tls
 from comfyrun.errors import MachineError
 from comfyrun.launch import Variable
 from comfyrun.preflight import folders, kernels, limits, network, probe, verdicts
@@ -134,7 +134,8 @@ class _Flight:
 
     def _folders(self, *, gpu: bool) -> Iterator[Finding]:
         launch = self.launch
-        shared = list(folders.shared(self._system, launch.models, strict=launch.strict))
+        origin = launch.settings.origin("models")
+        shared = list(folders.shared(self._system, launch.models, origin, strict=launch.strict))
         yield from shared
         if not self._depth.running or _failed(shared):
             return
@@ -142,6 +143,7 @@ class _Flight:
         try:
             directories.prepare(launch.directories, self._machine)
             directories.ready(launch.files, self._machine)
+            tls.check(launch.files)
         except MachineError as error:
             troubles += error.messages
         yield from folders.check(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from syntheticui import MACHINE, PROFILE, make_tree
 
@@ -14,6 +15,10 @@ from comfyrun.layout import Layout
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+# A machine that compiles at the same time is slow, not wrong.
+hypothesis.settings.register_profile("comfyrun", deadline=None)
+hypothesis.settings.load_profile("comfyrun")
 
 
 @pytest.fixture(scope="session")

@@ -75,9 +75,9 @@ def test_baking_is_deterministic_and_leaves_the_tree_alone(tree: Path, tmp_path:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--cpu-offload"], "this ComfyUI has no flag --cpu-offload"),
-        (["--dev"], "this ComfyUI has no flag --dev"),
-        (["--normalvram"], "this ComfyUI has no flag --normalvram (did you mean --highvram?)"),
+        (["--cpu-offload"], "this ComfyUI has no flag --cpu-offload: it never had"),
+        (["--dev"], "this ComfyUI has no flag --dev: it never had"),
+        (["--normalvram"], "this ComfyUI has no flag --normalvram: it is what ComfyUI does by itself"),
         (["--gpu-onl"], "this ComfyUI has no flag --gpu-onl (did you mean --gpu-only?)"),
         (["--cpu", "3"], "'3' belongs to no flag"),
         (["--cpu=3"], "--cpu takes no value, got '3'"),

@@ -242,14 +242,16 @@ def test_bad_directories(start: Start, path: str) -> None:
 
 def test_unbalanced_quotes_do_not_show_the_arguments(start: Start) -> None:
     message = refused(start, COMFY_ARGS="--database-url 'postgres://u:secret@h")
-    assert message == "COMFY_ARGS cannot be split: No closing quotation"
+    assert message == (
+        "COMFY_ARGS: a quote (\" or ') is opened and not closed: close it, or put a backslash before it"
+    )
 
 
 def test_every_mistake_at_once_with_the_nearest_name(start: Start) -> None:
     message = refused(start, COMFY_PROT="1", COMFY_PORT="0", COMFY_ARG="--cpu", COMFY_CACHE="x")
     assert message.splitlines() == [
         "COMFY_ARG: comfyrun knows no such variable (did you mean COMFY_ARGS?)",
-        "COMFY_CACHE: 'x' is not an absolute path",
+        "COMFY_CACHE: 'x' is not an absolute path: it has to begin with /",
         "COMFY_PORT: '0' is not a port: a whole number from 1 to 65535",
         "COMFY_PROT: comfyrun knows no such variable (did you mean COMFY_PORT?)",
     ]
@@ -265,6 +267,6 @@ def test_mistakes_in_two_layers_are_told_together(start: Start) -> None:
     message = refused(start, "--cpuu", COMFY_ARGS="--gpu-only --cpu --preview-method none2")
     assert message.splitlines() == [
         "COMFY_ARGS: --preview-method 'none2' is none of none, auto (did you mean none?)",
-        "COMFY_ARGS: --gpu-only and --cpu exclude each other",
+        "COMFY_ARGS: --gpu-only and --cpu exclude each other: keep one of them",
         "command line: this ComfyUI has no flag --cpuu (did you mean --cpu?)",
     ]

@@ -130,17 +130,15 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     ]
     with pytest.raises(MachineError) as caught:
         directories.ready(files, MACHINE)
-    assert "key is not there, or no file: COMFY_TLS_KEY names it" in caught.value.messages[0]
-    assert "COMFY_TLS_CERT names it" in caught.value.messages[1]
+    assert "key (COMFY_TLS_KEY, https) is not there, or no file: mount it" in caught.value.messages[0]
+    assert "(COMFY_TLS_CERT, https) is not there" in caught.value.messages[1]
     assert len(caught.value.messages) == 3
 
 
 def test_a_given_directory_is_never_made(tmp_path: Path) -> None:
     absent = tmp_path / "share"
     wanted = [Directory(path=str(absent), purpose="output", needs="write", given="COMFY_MODELS")]
-    with pytest.raises(
-        MachineError, match="is not there, and COMFY_MODELS names it: no empty folder is made"
-    ):
+    with pytest.raises(MachineError, match=r"\(COMFY_MODELS\) is not there, and no empty folder is made"):
         directories.prepare(wanted, MACHINE)
     assert not absent.exists()
     absent.mkdir()

@@ -132,6 +132,9 @@ def test_what_others_ask_the_launch_for() -> None:
         ("COMFY_TLS_KEY", "key.pem", "'key.pem' is not an absolute path"),
         ("COMFY_MODELS", "models", "'models' is not an absolute path"),
         ("COMFY_MODELS", "/a:/b\tc", "cannot be written into a YAML file"),
+        ("COMFY_DATA", "/", "'/' is the root, where nothing belongs: name a folder in it"),
+        ("COMFY_DATA", "/a/../b", "'/a/../b' holds .., which may lead anywhere"),
+        ("COMFY_ARGS", "--fast \\", "a backslash stands at the end"),
     ],
 )
 def test_a_wrong_value_is_one_message(name: str, value: str, message: str) -> None:
@@ -149,7 +152,8 @@ def test_every_setting_is_documented() -> None:
     assert RUNNING.read_text() == with_settings(RUNNING.read_text()), (
         "python tests/unit/comfyrun/golden/make.py"
     )
-    assert all(variable in cli.USAGE for variable in settings.NAMES)
+    shown = cli.usage(Layout())
+    assert all(f"  {variable}  " in shown or f"  {variable} " in shown for variable in settings.NAMES)
 
 
 # --- order -------------------------------------------------------------------------------------
@@ -245,14 +249,14 @@ def test_the_attention_that_will_be_used() -> None:
 
 def test_ck_where_it_does_not_exist() -> None:
     assert refused(version=FALLBACK, COMFY_ATTENTION="ck") == (
-        "COMFY_ATTENTION: ComfyUI 0.3.75 has no --use-ck-attention, so ck is not possible; it has sage, flash, sdpa"
+        "COMFY_ATTENTION: ComfyUI 0.3.75 has no --use-ck-attention, so ck is not possible; what is: auto, sage, flash, sdpa"
     )
 
 
 @pytest.mark.parametrize("word", ["sage", "flash"])
 def test_a_kernel_that_is_not_in_the_image(word: str) -> None:
     text = refused("cpu", COMFY_ATTENTION=word)
-    assert f"is not in this image (target cpu has no kernels), so {word} is not possible" in text
+    assert f"is not in this image (cpu), so {word} is not possible; what is: auto, ck, sdpa" in text
 
 
 def test_sage_on_the_fallback_is_possible_with_a_warning() -> None:
@@ -366,7 +370,7 @@ def test_https() -> None:
 
 @pytest.mark.parametrize("name", ["COMFY_TLS_CERT", "COMFY_TLS_KEY"])
 def test_half_of_https_is_refused(name: str) -> None:
-    assert "serves plain http; set both COMFY_TLS_CERT and COMFY_TLS_KEY" in refused(**{name: "/x"})
+    assert "would serve plain http: set both COMFY_TLS_CERT and COMFY_TLS_KEY" in refused(**{name: "/x"})
 
 
 def test_any_web_page_is_worth_a_note() -> None:
@@ -400,6 +404,8 @@ def test_directories_elsewhere_are_never_made() -> None:
         ("COMFYUI_PORT", "7777", "--port", "7777"),
         ("COMFYUI_ARGS", "--preview-size 9", "--preview-size", "9"),
         ("CLI_ARGS", "--preview-size 9", "--preview-size", "9"),
+        ("COMFYUI_FLAGS", "--preview-size 9", "--preview-size", "9"),
+        ("COMFYUI_PORT_HOST", "7777", "--port", "7777"),
         ("COMFY_CMDLINE_EXTRA", "--preview-size 9", "--preview-size", "9"),
     ],
 )
@@ -423,7 +429,7 @@ def test_ours_wins_over_theirs() -> None:
 
 def test_a_wrong_value_under_their_name() -> None:
     assert refused(COMFYUI_PORT="x").startswith("COMFYUI_PORT: 'x' is not a port")
-    assert refused(CLI_ARGS="--fast fp8 'secret").startswith("CLI_ARGS cannot be split")
+    assert refused(CLI_ARGS="--fast fp8 'secret").startswith("CLI_ARGS: a quote")
     assert "secret" not in refused(CLI_ARGS="--fast 'secret")
 
 
@@ -438,6 +444,11 @@ def test_a_wrong_value_under_their_name() -> None:
             "USE_UV, TORCH_LOCK are ignored: nothing is installed at a start",
         ),
         ({"COMFY_CMDLINE_BASE": "python main.py"}, "COMFY_CMDLINE_BASE is ignored"),
+        ({"USE_NEW_MANAGER": "true"}, "--enable-manager"),
+        (
+            {"INPUT_DIR": "/i", "OUTPUT_DIR": "/o"},
+            "INPUT_DIR, OUTPUT_DIR are ignored: mount the folder at /data/input",
+        ),
         ({"FORCE_CHOWN": "yes"}, "--user"),
     ],
 )
@@ -546,3 +557,33 @@ def test_classic_stands_in_the_documents() -> None:
         assert f"export {name}={value}" in debian
     assert "--highvram --use-pytorch-cross-attention" in debian
     assert "--highvram --preview-method none" in debian
+
+
+# --- what an image without GPU code refuses -----------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["--gpu-only", "--highvram", "--lowvram", "--novram"])
+def test_a_flag_that_needs_a_gpu(flag: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        start("cpu", flag)
+    assert str(caught.value).startswith(
+        f"command line: {flag} needs a GPU, and this image (cpu) has no GPU code: leave it out, or use the image for your "
+        "GPU (comfyui:"
+    )
+
+
+def test_the_last_word_counts_there_too() -> None:
+    assert "--cpu" in flags(start("cpu", "--cpu", COMFY_ARGS="--gpu-only"))
+
+
+# --- compiled code of nodes ---------------------------------------------------------------------
+
+
+def test_nodes_are_compiled_once_though_the_image_forbids_it() -> None:
+    assert start(PYTHONDONTWRITEBYTECODE="1").environment["PYTHONDONTWRITEBYTECODE"] == ""
+    assert "PYTHONDONTWRITEBYTECODE" not in start().environment
+
+
+def test_a_folder_that_the_parser_insists_on() -> None:
+    (found,) = [d for d in start("h100", "--front-end-root", "/srv/ui").directories if d.given]
+    assert (found.path, found.needs, found.given) == ("/srv/ui", "exist", "command line")

@@ -293,15 +293,16 @@ def test_shared_storage_is_never_replaced_by_an_empty_folder() -> None:
     on.files["/mnt/paths.yaml"] = ""
     system = type(on.system)(**{**vars(on.system), "exists": lambda path: path != "/mnt/nas"})
     full, file, empty, absent = folders.shared(
-        system, ["/mnt/full", "/mnt/paths.yaml", "/mnt/empty", "/mnt/nas"], strict=False
+        system, ["/mnt/full", "/mnt/paths.yaml", "/mnt/empty", "/mnt/nas"], "COMFY_MODELS", strict=False
     )
     assert (full.severity, file.severity) == (Severity.OK, Severity.OK)
     assert empty.severity is Severity.WARNING
     assert "An engine makes an empty folder of a source that is missing" in empty.remedy[0]
     assert absent.cause is Cause.MACHINE
     assert "/mnt/nas is not there, and COMFY_MODELS names it" in absent.message
-    (strictly,) = folders.shared(system, ["/mnt/empty"], strict=True)
+    (strictly,) = folders.shared(system, ["/mnt/empty"], "MODEL_BASE_PATH", strict=True)
     assert strictly.cause is Cause.MACHINE
+    assert "/mnt/empty (MODEL_BASE_PATH) is empty" in strictly.message
 
 
 # --- the probe kernel -------------------------------------------------------------------------------
@@ -358,7 +359,7 @@ def test_cuda_refuses_the_probe(code: int, cause: Cause, remedy: str) -> None:
         (
             Asked(outcome="absent", stderr="No such file"),
             Cause.MACHINE,
-            "the probe cannot be started: No such file",
+            "the probe kernel is not there: cannot be started: No such file",
         ),
     ],
 )

@@ -207,8 +207,11 @@ def none(
 
 def test_no_driver() -> None:
     found = none()
-    assert "no GPU, and no NVIDIA driver is loaded on this machine" in found.message
-    assert found.remedy[0] == "without a GPU: serve --cpu"
+    assert "no GPU in this container, and no sign of NVIDIA's driver on this machine" in found.message
+    assert "docker run --gpus all" in found.remedy[0]
+    assert "podman run --device nvidia.com/gpu=all" in found.remedy[0]
+    assert "nvidia-container-toolkit" in found.remedy[1]
+    assert found.remedy[2] == "or start without one: serve --cpu"
 
 
 def test_the_machine_has_one_and_the_container_has_not() -> None:

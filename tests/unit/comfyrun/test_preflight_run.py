@@ -42,7 +42,7 @@ MACHINES: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "smi-only": ("ada", 0, ()),
     "hanging-smi": ("ada", 0, ("24.0 GiB; how much of it is free, the driver does not say",)),
     "compute-only": ("ada", 0, ("24.0 GiB; how much of it is free, the driver does not say",)),
-    "none": ("ada", 76, ("no GPU, and no NVIDIA driver is loaded on this machine",)),
+    "none": ("ada", 76, ("no GPU in this container, and no sign of NVIDIA's driver on this machine",)),
     "not-given": ("ada", 76, ("no GPU in this container, though the machine has NVIDIA's driver 580.82.07",)),
     "old-driver": ("ada", 76, ("driver 570.133.20 speaks CUDA 12.8, and the image needs 13.0",)),
     "hanging": ("ada", 76, ("the driver shows no GPU (NVML: no answer in 20 s; CUDA: no answer in 30 s)",)),
