@@ -1,9 +1,10 @@
-"""Run the nodes' tests inside an image, as it is: read-only, not root, without a network, on its CPU.
+"""Run the tests of the engine and the nodes inside an image, as it is: read-only, not root, without a network, on its CPU.
 
 python tests/dgls/in_image.py IMAGE [--engine podman] [--baked] [-- pytest's own arguments]
 
-The nodes of this checkout are mounted over those in the image, unless --baked. pytest is not in the image: it is
-pure Python, so this environment's copy serves the image's Python and is mounted beside it.
+The nodes of this checkout are mounted over those in the image, unless --baked. pytest is not in the image: this
+environment's copy, which is pure Python, is mounted beside it. hypothesis is made for one version of Python: where
+the image has another, the engine's tests are left out, and it is said.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNNER = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
+RUNNER = ("hypothesis", "iniconfig", "packaging", "pluggy", "pygments", "pytest", "sortedcontainers")
 
 
 def main() -> int:
@@ -39,6 +40,14 @@ def main() -> int:
         return subprocess.run(call, check=False).returncode
 
 
+def fits(engine: str, image: str) -> bool:
+    """Whether what is compiled for this Python works in the image's."""
+    ask = "import sys; print(*sys.version_info[:2], sys.platform)"
+    call = [engine, "run", "--rm", "--network", "none", "--entrypoint", "python", image, "-c", ask]
+    said = subprocess.run(call, check=True, capture_output=True, text=True).stdout.split()
+    return said == [str(sys.version_info[0]), str(sys.version_info[1]), sys.platform]
+
+
 def command(engine: str, image: str, runner: Path, baked: bool, arguments: list[str]) -> list[str]:
     """The whole call of the engine."""
     words = [engine, "run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp:exec,mode=1777"]
@@ -53,14 +62,20 @@ def command(engine: str, image: str, runner: Path, baked: bool, arguments: list[
         "PYTHONDONTWRITEBYTECODE=1",
         "HOME=/tmp",
         "USER=tests",
+        "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis",
         "OMP_NUM_THREADS=2",
         "OMP_WAIT_POLICY=passive",
         "IMGBUILD_COMFYUI_TREES=/opt/comfyui",
         "IMGBUILD_DGLS_NODES=/opt/nodes",
     ):
         words += ["--env", setting]
+    tests = ["/t/tests/dgls/nodes"]
+    if fits(engine, image):
+        tests.append("/t/tests/dgls/engine")
+    else:
+        print("left out: the engine's tests, since hypothesis here is for another Python", file=sys.stderr)
     words += ["--entrypoint", "python", image, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", "/t"]
-    return [*words, "-q", "-ra", "-W", "error", *arguments, "/t/tests/dgls/nodes"]
+    return [*words, "-q", "-ra", "-W", "error", *arguments, *tests]
 
 
 def copy_runner(folder: Path) -> None:

@@ -6,6 +6,7 @@ It is imported as `dgls_engine`, a name of no meaning, since ComfyUI gives the p
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ENGINE = Path(__file__).parents[3] / "nodes" / "dgls" / "engine"
+NODES = Path(os.environ.get("IMGBUILD_DGLS_NODES") or Path(__file__).parents[3] / "nodes")
+ENGINE = NODES / "dgls" / "engine"
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
@@ -49,3 +51,8 @@ if HAS_TORCH:
     torch.set_num_threads(1)
     if "dgls_engine" not in sys.modules:
         load()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Also known where the project's pyproject.toml is not: in an image.
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
