@@ -4,7 +4,8 @@
     python bench/kernels.py trim      files of flash-attn for h100, as the recipe trims it and with `full: true`
 
 Each compile runs alone, in the very stage in which kernels are compiled; the seconds are those of nvcc, without
-the stage around it. `cross` makes the emulated environment out of the same Dockerfile, told that the building
+the stage around it: of its processors (user and system), which other work on the machine changes little, and of the
+clock. `cross` makes the emulated environment out of the same Dockerfile, told that the building
 machine is an arm64 one: then uv, apt and every compiler run under QEMU.
 """
 
@@ -107,8 +108,8 @@ class Bench:
         files = self.renderer.context(plan)
         steps = "".join(
             f"RUN --mount=type=bind,from=source-probe,source=/src,target=/probe "
-            f"rm -f /tmp/out; begun=$(date +%s.%N); {command} && ended=$(date +%s.%N) "
-            f'&& echo "TIMED {label} $begun $ended $(stat -c %s /tmp/out)"\n'
+            f"rm -f /tmp/out; begun=$(date +%s.%N); {command} && ended=$(date +%s.%N) && times > /tmp/times "
+            f'&& echo "TIMED {label} $begun $ended $(stat -c %s /tmp/out) $(tail -n 1 /tmp/times)"\n'
             for label, command in commands.items()
         )
         files["Dockerfile"] += (
@@ -128,10 +129,19 @@ class Bench:
         done = subprocess.run([*argv, "bench"], capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(f"{name}: {done.stderr[-3000:]}")
-        found = re.findall(r"TIMED (\S+) ([0-9.]+) ([0-9.]+) ([0-9]+)$", done.stderr, flags=re.MULTILINE)
+        # `times` of a POSIX shell: minutes and seconds of its children, user and system.
+        found = re.findall(
+            r"TIMED (\S+) ([0-9.]+) ([0-9.]+) ([0-9]+) (\d+)m([0-9.]+)s (\d+)m([0-9.]+)s$",
+            done.stderr,
+            flags=re.MULTILINE,
+        )
         return {
-            label: {"seconds": round(float(ended) - float(begun), 2), "bytes": int(size)}
-            for label, begun, ended, size in found
+            label: {
+                "cpu_seconds": round(60 * (int(um) + int(sm)) + float(us) + float(ss), 2),
+                "seconds": round(float(ended) - float(begun), 2),
+                "bytes": int(size),
+            }
+            for label, begun, ended, size, um, us, sm, ss in found
         }
 
     def _bake(self, plan: Plan, setup: str, work: Path) -> dict[str, Any]:
@@ -212,7 +222,7 @@ def cross(bench: Bench) -> list[dict[str, Any]]:
             "file": name,
             "cross": native[name],
             "emulated": emulated[name],
-            "ratio": emulated[name]["seconds"] / native[name]["seconds"],
+            "ratio": emulated[name]["cpu_seconds"] / native[name]["cpu_seconds"],
         }
         for name in commands
     ]
@@ -222,14 +232,17 @@ def cross_text(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = [
         [
             f"`{r['file']}`",
-            f"{r['cross']['seconds']:.1f}",
-            f"{r['emulated']['seconds']:.1f}",
+            *(f"{r[way][unit]:.1f}" for way in ("cross", "emulated") for unit in ("cpu_seconds", "seconds")),
             f"{r['ratio']:.1f}",
         ]
         for r in rows
     ]
     return (
-        output.table(["file", "cross s", "emulated s", "emulated ÷ cross"], shown, right=(1, 2, 3))
+        output.table(
+            ["file", "cross CPU s", "clock s", "emulated CPU s", "clock s", "emulated ÷ cross, CPU"],
+            shown,
+            right=(1, 2, 3, 4, 5),
+        )
         + "\nFor gb10 (linux/arm64), nvcc 13.0; one compile at a time, both ways in one run.\n"
     )
 
@@ -249,22 +262,24 @@ def trim(bench: Bench) -> list[dict[str, Any]]:
 
 def trim_text(rows: Sequence[Mapping[str, Any]]) -> str:
     def cells(name: str, r: Mapping[str, Any]) -> list[str]:
-        return [f"{r[name]['seconds']:.1f}", output.megabytes(r[name]["bytes"])]
+        return [f"{r[name]['cpu_seconds']:.1f}", output.megabytes(r[name]["bytes"])]
 
     shown = [
         [f"`{r['file']}`", str(r["of its kind"]), *cells("as it comes", r), *cells("trimmed", r)]
         for r in rows
     ]
     total = {
-        name: (sum(r[name]["seconds"] for r in rows), sum(r[name]["bytes"] for r in rows))
+        name: (sum(r[name]["cpu_seconds"] for r in rows), sum(r[name]["bytes"] for r in rows))
         for name in ("as it comes", "trimmed")
     }
     before, after = total["as it comes"], total["trimmed"]
     return (
         output.table(
-            ["file", "of its kind", "as it comes s", "MB", "trimmed s", "MB"], shown, right=(1, 2, 3, 4, 5)
+            ["file", "of its kind", "as it comes CPU s", "MB", "trimmed CPU s", "MB"],
+            shown,
+            right=(1, 2, 3, 4, 5),
         )
-        + f"\nThese six: {before[0] / after[0]:.1f} × the seconds and {before[1] / after[1]:.1f} × the bytes as it comes.\n"
+        + f"\nThese six: {before[0] / after[0]:.1f} × the CPU seconds and {before[1] / after[1]:.1f} × the bytes as it comes.\n"
         "For h100 (sm_90), one compile at a time; a file of each kind, of one head size and type out of six and two.\n"
     )
 

@@ -53,6 +53,10 @@ class Project:
     def nodes(self) -> Path:
         return self.root / "nodes"
 
+    @property
+    def image_tests(self) -> Path:
+        return self.root / "tests" / "image"
+
 
 def find_project(asked: Path | None, *, cwd: Path) -> Project:
     """`--project DIR`, else the current folder or one above it that has images/, else the wheel's own."""

@@ -10,7 +10,7 @@ from imgbuild.render import BUILDKIT, Files, Renderer, bake_file, pretty
 from imgbuild.textfile import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from imgbuild.plan import Plan
     from imgbuild.project import Project
@@ -28,6 +28,18 @@ def schemas() -> dict[str, dict[str, Any]]:
         schema = model.model_json_schema()
         found[name] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
     return found
+
+
+# Machines of a public CI that run a platform as it is.
+_RUNNERS = {"linux/amd64": "ubuntu-24.04", "linux/arm64": "ubuntu-24.04-arm"}
+
+
+def ci_matrix(targets: Iterable[Target]) -> dict[str, Any]:
+    """A job for each target: its name, platform, and the machine that needs no emulation for it."""
+    rows = [{"target": t.name, "platform": t.platform, "runner": _RUNNERS[t.platform]} for t in targets]
+    if not rows:
+        raise ConfigError("the matrix has no target: a CI takes an empty matrix for an error of its own")
+    return {"include": rows}
 
 
 def target_files(plans: Sequence[Plan], renderer: Renderer) -> Files:

@@ -31,6 +31,7 @@ VERBS = {
     "render": "Write the Dockerfiles and everything else that follows from the matrix.",
     "schema": "Print the JSON Schema of the YAML files.",
     "targets": "List the targets.",
+    "test": "Prove that images work.",
     "verify": "Prove that an image or a wheel holds code that its GPU runs.",
     "wheels": "Compiled kernels: kept, looked at, shared with a registry.",
     "why": "Say what differs from the last build of a target, and what that costs.",

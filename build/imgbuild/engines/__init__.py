@@ -36,6 +36,14 @@ class Engine(Protocol):
     @property
     def abilities(self) -> Abilities: ...
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The engine's own command, with what this machine needs in front of every verb."""
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Options that this machine needs for every new container."""
+
     def check(self) -> str | None:
         """EngineError when it cannot build; a warning when it can and lacks something."""
 

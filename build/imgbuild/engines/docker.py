@@ -27,6 +27,8 @@ _CHUNK = 1 << 20
 class Docker:
     name = "docker"
     abilities = BUILDKIT
+    command = ("docker",)
+    limits = ()
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = env

@@ -36,16 +36,17 @@ class Podman:
         self.confined = not _may_raise_limits()
 
     @property
-    def _global(self) -> list[str]:
+    def command(self) -> tuple[str, ...]:
         """Where a process may not raise its own limits, only runc with cgroupfs starts a container."""
-        return ["--runtime", "runc", "--cgroup-manager", "cgroupfs"] if self.confined else []
+        own = ("--runtime", "runc", "--cgroup-manager", "cgroupfs") if self.confined else ()
+        return ("podman", *own)
 
     @property
-    def _limits(self) -> list[str]:
-        return ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"] if self.confined else []
+    def limits(self) -> tuple[str, ...]:
+        return ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024") if self.confined else ()
 
     def _podman(self, *words: str | Path) -> list[str]:
-        return ["podman", *self._global, *map(str, words)]
+        return [*self.command, *map(str, words)]
 
     def check(self) -> str | None:
         if proc.which("podman", env=self.env) is None:
@@ -163,7 +164,7 @@ class Podman:
         contexts = dict(target["contexts"])
         contexts.pop("host", None)  # one platform: the Dockerfile makes it from the base
         base = contexts.pop("base")
-        argv = self._podman("build", *self._limits, "--format", "docker", "--layers", "--pull=never")
+        argv = self._podman("build", *self.limits, "--format", "docker", "--layers", "--pull=never")
         argv += ["--timestamp", target["args"]["SOURCE_DATE_EPOCH"], "--build-arg", f"BASE={base}"]
         argv += ["--no-cache"] if no_cache else []
         for name, where in sorted(contexts.items()):

@@ -1,0 +1,180 @@
+"""Every byte of an image, layer by layer, as the engine saves it: also what a later layer deletes or covers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tarfile
+import threading
+import zlib
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from imagecontainers import Engine
+
+_PIECE = 1 << 20
+# Secrets that are known by their form. Behind each a text that is in every one of them: looking for it first is
+# twenty times as fast, and it is hardly ever there.
+PATTERNS = {
+    "a private key": (
+        b"PRIVATE KEY-----",
+        re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\s+(?:[A-Za-z0-9+/=]{20,}\s+){4}"),
+    ),
+    "a token of Hugging Face": (b"hf_", re.compile(rb"\bhf_[A-Za-z0-9]{34}\b")),
+    "a token of GitHub": (b"ghp_", re.compile(rb"\bghp_[A-Za-z0-9]{36}\b")),
+    "a password in a package index's address": (
+        b"index-url",
+        re.compile(rb"index-url *= *https?://[^/\s:@]{1,64}:[^/\s:@]{3,64}@"),
+    ),
+}
+# What looks like one and is public, each with its reason.
+_KNOWN = {
+    "a private key": re.compile(r"/libgnutls[^/]*\.so"),  # the keys with which it tests itself at its start
+    "a token of Hugging Face": re.compile(r"/transformers/.*testing_utils\."),  # of their staging server
+}
+# Files that are somebody's own settings, whatever is in them.
+_SETTINGS = re.compile(
+    r"(^|/)(\.netrc|\.pypirc|pip\.conf|uv\.toml|\.git-credentials|id_(rsa|ed25519)|\.docker/config\.json)$"
+)
+
+
+class ZstdMissingError(Exception):
+    """Layers are compressed with zstd, and there is no zstd here."""
+
+
+@dataclass
+class Search:
+    """What is looked for, and where it was found."""
+
+    words: Mapping[str, bytes] = field(repr=False)
+    """Of this machine: what it is, and its text; secrets, so that no message may show them."""
+    found: set[tuple[str, str]] = field(default_factory=set)
+    """(what, where)"""
+    read: int = 0
+    """Bytes."""
+    layers: int = 0
+
+    def text(self, where: str, data: bytes) -> None:
+        for what, word in self.words.items():
+            if word in data:
+                self.found.add((what, where))
+        for what, (text, pattern) in PATTERNS.items():
+            known = _KNOWN.get(what)
+            if text in data and pattern.search(data) and not (known and known.search(where)):
+                self.found.add((what, where))
+
+    def layer(self, stream: IO[bytes]) -> None:
+        """One layer's tar: every file by name and content."""
+        self.layers += 1
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=_PIECE) as tar:
+            for member in tar:
+                if _SETTINGS.search(member.name):
+                    self.found.add(("somebody's settings", f"/{member.name}"))
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is not None:
+                    self._file(f"/{member.name}", file)
+
+    def _file(self, where: str, file: IO[bytes]) -> None:
+        tail = b""
+        while piece := file.read(_PIECE):
+            self.read += len(piece)
+            self.text(where, tail + piece)
+            tail = piece[-4096:]
+
+
+def search_image(engine: Engine, image: str, search: Search) -> None:
+    """Save the image, and look through all that comes: layers, configuration, attestations."""
+    words = [*engine.command, "image", "save", image]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
+        assert child.stdout is not None
+        with tarfile.open(fileobj=child.stdout, mode="r|", bufsize=_PIECE) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is not None:
+                    _one(member.name, file, search)
+        while child.stdout.read(_PIECE):
+            pass
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {child.returncode}")
+
+
+def _one(name: str, file: IO[bytes], search: Search) -> None:
+    head = file.read(512)
+    whole = cast("IO[bytes]", _Prefixed(head, file))
+    if head.startswith(b"\x1f\x8b"):
+        search.layer(cast("IO[bytes]", _Inflated(whole)))
+    elif head.startswith(b"\x28\xb5\x2f\xfd"):
+        _unzstd(whole, search)
+    elif head[257:262] == b"ustar":
+        search.layer(whole)
+    else:
+        search.text(f"image: {name}", head + file.read())
+
+
+def _unzstd(source: IO[bytes], search: Search) -> None:
+    try:
+        child = subprocess.Popen(
+            ["zstd", "--decompress", "--stdout", "--quiet"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+    except FileNotFoundError:
+        raise ZstdMissingError("the layers are compressed with zstd: apt-get install zstd") from None
+    assert child.stdin is not None
+    assert child.stdout is not None
+    feeder = threading.Thread(target=_feed, args=(source, child.stdin), daemon=True)
+    feeder.start()
+    search.layer(child.stdout)
+    while child.stdout.read(_PIECE):
+        pass
+    feeder.join()
+    child.stdout.close()
+    child.wait()
+
+
+def _feed(source: IO[bytes], to: IO[bytes]) -> None:
+    with to:
+        while piece := source.read(_PIECE):
+            to.write(piece)
+
+
+class _Prefixed:
+    """A stream whose first bytes were read already."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self._head, self._rest = head, rest
+
+    def read(self, size: int = _PIECE) -> bytes:
+        if self._head:
+            taken, self._head = self._head[:size], self._head[size:]
+            return taken
+        return self._rest.read(size)
+
+
+class _Inflated:
+    """gzip, piece by piece; gzip.GzipFile wants a file that can be sought."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._pieces: Iterator[Any] = self._inflate(source)
+        self._left = b""
+
+    @staticmethod
+    def _inflate(source: IO[bytes]) -> Iterator[bytes]:
+        inflate = zlib.decompressobj(wbits=31)
+        while piece := source.read(_PIECE):
+            while piece:
+                yield inflate.decompress(piece)
+                piece = inflate.unused_data
+                if piece:  # one member after the other
+                    inflate = zlib.decompressobj(wbits=31)
+        yield inflate.flush()
+
+    def read(self, size: int) -> bytes:
+        while len(self._left) < size:
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            self._left += piece
+        taken, self._left = self._left[:size], self._left[size:]
+        return taken
