@@ -30,7 +30,7 @@ RINGS = ("ring1", "ring2", "ring3", "faults")
 OUTCOMES = ("passed", "failed", "skipped")
 REPORTS = ("junit", "html", "json")
 # pytest's own exit codes.
-_FAILED, _INTERRUPTED, _INTERNAL, _USAGE, _NONE = 1, 2, 3, 4, 5
+_PASSED, _FAILED, _INTERRUPTED, _NONE = 0, 1, 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +164,22 @@ def test_image(project: Project, subject: Subject, options: Options, *, env: Map
         call = argv(project, subject, options, results=path, junit=junit)
         code = proc.stream(call, log=out, env=_env(env), show=options.show)
         results = json.loads(read_text(path)) if path.is_file() else {}
-    if code in (_INTERNAL, _USAGE) or (code == _INTERRUPTED and not results):
-        raise EngineError(
-            f"pytest ended with {code} before it tested {subject.reference}", hint=f"less {log}"
-        )
+    _check_ending(code, results, subject, log)
     return Tested(subject=subject, code=code, results=results, log=log)
+
+
+def _check_ending(code: int, results: Mapping[str, Any], subject: Subject, log: Path) -> None:
+    """What is neither passed, failed nor nothing to do must not look like one of them."""
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    if code < 0:
+        raise EngineError(
+            f"the tests of {subject.reference} were killed by signal {-code}", hint=f"less {log}"
+        )
+    if code not in (_PASSED, _FAILED, _NONE) or (code != _NONE and not results):
+        raise EngineError(
+            f"pytest ended with {code} and without results for {subject.reference}", hint=f"less {log}"
+        )
 
 
 def _env(env: Mapping[str, str]) -> dict[str, str]:
@@ -185,8 +196,6 @@ def raise_for(tested: Sequence[Tested], *, gpu: Gpu) -> None:
     if failed or any(t.code == _FAILED for t in tested):
         logs = ", ".join(str(t.log) for t in tested if t.code == _FAILED)
         raise TestsFailedError("\n".join(["tests failed:", *failed]), hint=f"the whole log: {logs}")
-    if any(t.code == _INTERRUPTED for t in tested):
-        raise KeyboardInterrupt
     if all(t.code == _NONE or not t.tests for t in tested):
         raise SelectionError("no test was selected", hint="-k takes a part of a test's name, as pytest does")
     if gpu == "on" and not any(t.counts.get("ring3", Count()).ran for t in tested):

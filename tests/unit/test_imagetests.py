@@ -193,8 +193,23 @@ def test_how_it_ends(subject):
         raise_for([ended(subject, 0, ROWS[2:])], gpu="on")
     with pytest.raises(SelectionError, match="no test was selected"):
         raise_for([ended(subject, 5, [])], gpu="auto")
-    with pytest.raises(KeyboardInterrupt):
-        raise_for([ended(subject, 2, ROWS[2:])], gpu="auto")
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (2, KeyboardInterrupt),
+        (3, errors.EngineError),
+        (4, errors.EngineError),
+        (-9, errors.EngineError),
+        (1, errors.EngineError),
+    ],
+)
+def test_an_ending_without_results_is_no_result(here, subject, tmp_path, monkeypatch, code, error):
+    """Killed, interrupted, or pytest's own fault: never "no test was selected"."""
+    monkeypatch.setattr(imagetests.proc, "stream", lambda *_, **__: code)
+    with pytest.raises(error):
+        imagetests.test_image(here, subject, Options(output=tmp_path), env={})
 
 
 def test_the_tests_come_with_the_project(here):
