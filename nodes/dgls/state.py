@@ -89,8 +89,7 @@ class State:
         layer = self.layer_of(key)
         if self.session is None or layer is None:
             return None
-        held = self.session._store.layers[layer].originals  # noqa: SLF001  # one package
-        return held.get(key.removeprefix(f"{self.names[layer]}."))
+        return self.session.original(layer, key.removeprefix(f"{self.names[layer]}."))
 
     def open(self, settings: Settings, device: torch.device, budget: int) -> Session:
         """The session for these settings, the one at hand where it fits. Nothing is on the device yet."""

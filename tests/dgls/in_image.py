@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNNER = ("hypothesis", "iniconfig", "packaging", "pluggy", "pygments", "pytest", "sortedcontainers")
+sys.path.append(str(ROOT / "tests"))
+
+import runner  # noqa: E402
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         folder.chmod(0o755)  # the container's user is another
-        copy_runner(folder)
+        runner.copy_packages((*runner.PYTEST, "hypothesis", "sortedcontainers"), folder)
         call = command(args.engine, args.image, folder, args.baked, sys.argv[end + 1 :])
         print(f"+ {shlex.join(call)}", file=sys.stderr, flush=True)
         return subprocess.run(call, check=False).returncode
@@ -48,44 +48,27 @@ def fits(engine: str, image: str) -> bool:
     return said == [str(sys.version_info[0]), str(sys.version_info[1]), sys.platform]
 
 
-def command(engine: str, image: str, runner: Path, baked: bool, arguments: list[str]) -> list[str]:
+def command(engine: str, image: str, folder: Path, baked: bool, arguments: list[str]) -> list[str]:
     """The whole call of the engine."""
-    words = [engine, "run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp:exec,mode=1777"]
-    words += ["--user", "4321:4321", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-    words += ["--volume", f"{runner}:/runner:ro"]
+    settings = {
+        "USER": "tests",
+        "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
+        "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "passive",
+        "IMGBUILD_COMFYUI_TREES": "/opt/comfyui",
+        "IMGBUILD_DGLS_NODES": "/opt/nodes",
+    }
+    words = [engine, "run", *runner.locked_down(folder, settings), "--user", "4321:4321"]
     for name in ("dgls", "image"):
         words += ["--volume", f"{ROOT / 'tests' / name}:/t/tests/{name}:ro"]
     if not baked:
         words += ["--volume", f"{ROOT / 'nodes'}:/opt/nodes:ro"]
-    for setting in (
-        "PYTHONPATH=/runner",
-        "PYTHONDONTWRITEBYTECODE=1",
-        "HOME=/tmp",
-        "USER=tests",
-        "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis",
-        "OMP_NUM_THREADS=2",
-        "OMP_WAIT_POLICY=passive",
-        "IMGBUILD_COMFYUI_TREES=/opt/comfyui",
-        "IMGBUILD_DGLS_NODES=/opt/nodes",
-    ):
-        words += ["--env", setting]
     tests = ["/t/tests/dgls/nodes"]
     if fits(engine, image):
         tests.append("/t/tests/dgls/engine")
     else:
         print("left out: the engine's tests, since hypothesis here is for another Python", file=sys.stderr)
-    words += ["--entrypoint", "python", image, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", "/t"]
-    return [*words, "-q", "-ra", "-W", "error", *arguments, *tests]
-
-
-def copy_runner(folder: Path) -> None:
-    for name in RUNNER:
-        distribution = metadata.distribution(name)
-        for file in distribution.files or ():
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                target = folder / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(str(distribution.locate_file(file)), target)
+    return [*words, *runner.pytest_words(image), "-W", "error", *arguments, *tests]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """Run these tests inside an image, as it is: read-only, not root, without a network.
 
 python tests/gpu/in_image.py IMAGE [--engine podman] [--keep] [-- pytest's own arguments]
-
-pytest is not in the image. It is pure Python, so this environment's copy, which
-was installed by hash, serves the image's Python as well and is mounted beside it.
 """
 
 from __future__ import annotations
@@ -11,18 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from results import worst
 
 HERE = Path(__file__).resolve().parent
-RUNNER = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
+sys.path.append(str(HERE.parent))
+
+import runner  # noqa: E402
+
 GPU = {"docker": ["--gpus", "all"], "podman": ["--device", "nvidia.com/gpu=all"]}
 
 
@@ -38,7 +36,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         folder.chmod(0o755)  # the container's user is another
-        copy_runner(folder / "runner")
+        runner.copy_packages(runner.PYTEST, folder / "runner")
         (folder / "out").mkdir()
         (folder / "out").chmod(0o777)
         call = command(args.engine, args.image, folder, sys.argv[end + 1 :])
@@ -56,31 +54,15 @@ def main() -> int:
 
 def command(engine: str, image: str, folder: Path, arguments: list[str]) -> list[str]:
     """The whole call of the engine."""
-    words = [engine, "run", "--rm", *GPU[engine], "--network", "none", "--read-only", "--tmpfs", "/tmp:exec"]
-    words += ["--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
-    words += ["--volume", f"{HERE}:/t:ro", "--volume", f"{folder / 'runner'}:/runner:ro"]
-    words += ["--volume", f"{folder / 'out'}:/out"]
     # Triton compiles the finer of SageAttention's ways to quantise at the first call.
-    for setting in (
-        "PYTHONPATH=/runner",
-        "PYTHONDONTWRITEBYTECODE=1",
-        "HOME=/tmp",
-        "TRITON_CACHE_DIR=/tmp/triton",
-    ):
-        words += ["--env", setting]
-    words += ["--env", f"IMGBUILD_IMAGE={image}", "--env", "IMGBUILD_GPU_RESULTS=/out/results.json"]
-    words += ["--entrypoint", "python", image, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", "/t"]
-    return [*words, "-q", "-ra", *arguments, "/t"]
-
-
-def copy_runner(folder: Path) -> None:
-    for name in RUNNER:
-        distribution = metadata.distribution(name)
-        for file in distribution.files or ():
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                target = folder / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(str(distribution.locate_file(file)), target)
+    settings = {
+        "TRITON_CACHE_DIR": "/tmp/triton",
+        "IMGBUILD_IMAGE": image,
+        "IMGBUILD_GPU_RESULTS": "/out/results.json",
+    }
+    words = [engine, "run", *GPU[engine], *runner.locked_down(folder / "runner", settings)]
+    words += ["--volume", f"{HERE}:/t:ro", "--volume", f"{folder / 'out'}:/out"]
+    return [*words, *runner.pytest_words(image), *arguments, "/t"]
 
 
 def keep(name: str, found: dict[str, Any]) -> None:

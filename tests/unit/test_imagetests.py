@@ -13,7 +13,6 @@ from imgbuild.cli import main
 from imgbuild.engines import Image
 from imgbuild.errors import SelectionError, VerificationError
 from imgbuild.imagetests import Options, argv, count, raise_for, skips
-from imgbuild.matrix import load_matrix
 from imgbuild.plan import make_plan
 from imgbuild.project import Project
 from imgbuild.subject import find_subject, plan_of
@@ -30,11 +29,6 @@ class Engine:
 
     def find(self, tag):
         return self.image if self.image and tag == self.image.tag else None
-
-
-@pytest.fixture(scope="module")
-def matrix():
-    return load_matrix(ROOT / "images")
 
 
 @pytest.fixture(scope="module")

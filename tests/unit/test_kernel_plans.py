@@ -28,18 +28,6 @@ from imgbuild.render import Renderer
 from imgbuild.sources import fallback_source, kernel_checkout, kernel_files
 from imgbuild.verify import parse_kernels
 
-
-@pytest.fixture(scope="module")
-def matrix(root):
-    return load_matrix(root / "images")
-
-
-@pytest.fixture(scope="module")
-def plans(root, matrix):
-    project = Project(root=root, writable=False)
-    return {name: make_plan(project, matrix, target) for name, target in matrix.targets.items()}
-
-
 # --- how an architecture is spelled --------------------------------------------------------------
 
 # facts/kernels.md: what each project's setup.py reads, and what it compiles then.

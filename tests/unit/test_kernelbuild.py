@@ -40,17 +40,6 @@ KERNELS = ("probe", "sageattention", "flash-attn")
 GB = 10**9
 
 
-@pytest.fixture(scope="module")
-def matrix(root):
-    return load_matrix(root / "images")
-
-
-@pytest.fixture(scope="module")
-def plans(root, matrix):
-    project = Project(root=root, writable=False)
-    return {name: make_plan(project, matrix, target) for name, target in matrix.targets.items()}
-
-
 def kernel_of(plan, name):
     return next(k for k in plan.kernels if k.name == name)
 

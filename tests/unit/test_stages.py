@@ -560,13 +560,6 @@ def test_failed_compile_keeps_what_is_compiled_and_leaves_no_wheel(compiling):
 
 
 @pytest.fixture(scope="module")
-def plans(root):
-    project = Project(root=root, writable=False)
-    matrix = load_matrix(project.images)
-    return {name: make_plan(project, matrix, target) for name, target in matrix.targets.items()}
-
-
-@pytest.fixture(scope="module")
 def renderer(root):
     return Renderer(root / "templates")
 

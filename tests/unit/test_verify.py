@@ -19,7 +19,6 @@ from imgbuild.engines import Image
 from imgbuild.engines.docker import Docker
 from imgbuild.engines.podman import Podman
 from imgbuild.errors import EngineError, SelectionError, VerificationError
-from imgbuild.matrix import load_matrix
 from imgbuild.verify import (
     Content,
     Expected,
@@ -38,11 +37,6 @@ from imgbuild.verify import (
 EXACT = Path(__file__).with_name("fatbins") / "exact.so"
 SITE = "opt/venv/lib/python3.13/site-packages"
 KEY = "0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def matrix(root):
-    return load_matrix(root / "images")
 
 
 # --- labels --------------------------------------------------------------------------------------

@@ -287,6 +287,10 @@ class Session:
         """Undo `rewrite`, bit for bit; the number of tensors put back."""
         return self.rewrite(None, _nothing)
 
+    def original(self, layer: int, name: str) -> Tensor | None:
+        """A tensor as it came, where `rewrite` has put another into its place; else None."""
+        return self._store.layers[layer].originals.get(name)
+
     def _rewrite(self, change: Callable[[int, str, Tensor], Tensor | None]) -> int:
         count = 0
         self._transfer.settle(Wait.REWRITE)
