@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SECONDS = 60
 ENGINE_REFUSED = 125
 AT_MOST = 3
-"""Images tried until one has Python in it."""
+"""Images tried until one has a Python of the platform in it."""
 PROGRAM = "import platform; print(platform.machine(), 6 * 7)"
 
 
@@ -51,7 +51,9 @@ class ForeignPython:
             if ran.returncode == 0 and ran.stdout.split() == [p.uname, "42"]:
                 return ok(self.id, f"{p.name}: Python of {image.name} runs")
             # 127: that image has no python3. 125: the engine cannot start that image, which says nothing of QEMU.
-            if ran.returncode not in (NOT_FOUND, ENGINE_REFUSED):
+            # A Python of another machine: a stage of a cross build, which has its target's platform and our tools.
+            another = ran.returncode == 0 and ran.stdout.split()[1:] == ["42"]
+            if not another and ran.returncode not in (NOT_FOUND, ENGINE_REFUSED):
                 why = (ran.stderr.strip().splitlines() or [f"status {ran.returncode}"])[-1]
                 return error(
                     self.id,
@@ -70,7 +72,7 @@ class Image:
 
 
 def images_for(probe: Probe, platform: Platform) -> list[Image]:
-    """The engine's images for a platform, newest first."""
+    """The engine's images for a platform: those with a name first, then newest first."""
     listed = probe.run("docker", "image", "ls", "--no-trunc", "--quiet")
     ids = list(dict.fromkeys(listed.stdout.split()))
     if not ids:
@@ -81,6 +83,6 @@ def images_for(probe: Probe, platform: Platform) -> list[Image]:
         return []
     return [
         Image(id=i["Id"], name=next(iter(i.get("RepoTags") or ()), i["Id"].removeprefix("sha256:")[:12]))
-        for i in images
+        for i in sorted(images, key=lambda i: not i.get("RepoTags"))
         if i.get("Architecture") == platform.debian and i.get("Os") == "linux"
     ]

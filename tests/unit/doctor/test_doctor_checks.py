@@ -384,9 +384,10 @@ def test_foreign_python_fails():
         Machine(),
         with_image(done(returncode=127)),
         with_image(done("x86_64 42\n"), arch="amd64"),
+        with_image(done("x86_64 42\n")),
         Machine().reply("docker image ls", "sha256:aaa\n").reply("docker image inspect", "not json"),
     ],
-    ids=["no image", "no python in it", "native image", "nonsense"],
+    ids=["no image", "no python in it", "native image", "a stage of a cross build", "nonsense"],
 )
 def test_foreign_python_not_tested(machine):
     found = only(machine, "foreign python")
