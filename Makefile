@@ -1,6 +1,8 @@
 # The two commands: `make image TARGET=cpu` and `make test`. Everything else is `imgbuild --help`.
 TARGET ?= cpu
 PYTHON ?= python3
+# One for the image's tests, one for builds, one for the rest: they wait for an engine more than they compute.
+WORKERS ?= 3
 VENV := .venv
 IMGBUILD := $(VENV)/bin/imgbuild
 
@@ -11,7 +13,8 @@ image: $(VENV)/.ready  ## Mend the machine where needed (as root on Debian and U
 	$(IMGBUILD) build --target $(TARGET) $(ARGS)
 
 test: $(VENV)/.ready  ## Every test that this machine can run; what is skipped says why
-	$(VENV)/bin/pytest $(ARGS)
+	@IMGBUILD_IMAGE="$${IMGBUILD_IMAGE-$$(docker image inspect comfyui:cpu >/dev/null 2>&1 && echo comfyui:cpu)}" \
+		$(VENV)/bin/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 test-gpu: $(VENV)/.ready  ## The kernels of TARGET's image against PyTorch, on this machine's GPU
 	$(VENV)/bin/python tests/gpu/in_image.py $(or $(IMAGE),comfyui:$(TARGET)) --keep

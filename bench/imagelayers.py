@@ -14,8 +14,10 @@ import subprocess
 import tarfile
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
+from imgbuild.engines.blobs import blob_folder, stored_blobs
 from imgbuild.errors import DriftError, EngineError
 from imgbuild.plan import Plan, Source, make_plan
 from imgbuild.render import Renderer
@@ -137,10 +139,14 @@ def layer_names(created_by: list[str], count: int, stages: list[str], reference:
 
 
 def blobs(client: Any, reference: str) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Every blob of `docker image save` as (digest, bytes, stream), in the order of their digests.
+    """Every blob of an image as (digest, bytes, stream): from the engine's disk, or as `docker image save` sends it.
 
     A stream must be read before the next blob is asked for, or is skipped.
     """
+    root, digest = Path(str(client.info().get("DockerRootDir", ""))), str(client.images.get(reference).id)
+    if folder := blob_folder(root, digest):
+        yield from stored_blobs(folder, digest)
+        return
     api = client.api
     before, api.timeout = (
         api.timeout,
@@ -166,10 +172,10 @@ def read_layers(
     skip: Iterable[str] = (),
     document: Callable[[str, bytes], None] | None = None,
 ) -> dict[str, str]:
-    """Call `use(blob, uncompressed stream)` for every layer, in one pass over `docker image save`.
+    """Call `use(blob, uncompressed stream)` for every layer, in one pass over the image.
 
     Returns blob → digest of the uncompressed tar, which is only known when all
-    has gone by: the blobs come in the order of their digests. Layers in `skip`
+    has gone by: an engine sends blobs in the order of their digests. Layers in `skip`
     (uncompressed, so that their blob has their digest) go by unread; `document`
     gets everything else: indexes, manifests, configurations, attestations.
     """

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +12,21 @@ from imgbuild.plan import Plan, make_plan
 from imgbuild.project import Project
 
 ROOT = Path(__file__).parents[1]
+# Where tests are skipped: the command that runs them, and where.
+_COVERED_BY = {
+    "tests/gpu": "make test-gpu TARGET=h100, on a machine with that GPU",
+    "tests/image/test_image_gpu.py": "imgbuild test --target h100 --gpu on, on a machine with that GPU",
+    "tests/image": "make image, then make test; IMGBUILD_IMAGE=REF names another image",
+    "tests/dgls": "python tests/dgls/in_image.py comfyui:cpu",
+    "tests/e2e": "make image, which brings an engine, then make test",
+    "tests/unit/comfyrun": "imgbuild test, inside an image; IMGBUILD_COMFYUI_TREES, IMGBUILD_TORCH (CONTRIBUTING)",
+}
+_NEVER = (
+    ("images of gb10, h100, ada", "imgbuild build --all, then imgbuild test --all"),
+    ("kernels compiled whole", "imgbuild wheels build --all"),
+    ("Podman", "imgbuild test --target cpu --engine podman"),
+    ("speed and size", "bench/"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +56,21 @@ def project(tmp_path: Path) -> Project:
     for name in ("LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, tmp_path / name)
     return Project(root=tmp_path, writable=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """What a run did not cover, why, and the command that does."""
+    if config.option.verbose < 0 or len(terminalreporter.stats.get("passed", ())) < 200:  # a few chosen tests
+        return
+    skipped: Counter[tuple[str, str, str]] = Counter()
+    for report in terminalreporter.stats.get("skipped", ()):
+        path = report.nodeid.partition("::")[0]
+        place = next((place for place in _COVERED_BY if path.startswith(place)), path)
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        skipped[place, reason.removeprefix("Skipped: "), _COVERED_BY.get(place, "")] += 1
+    terminalreporter.section("not covered by this run")
+    for (place, reason, command), count in sorted(skipped.items()):
+        terminalreporter.write_line(f"{count:4} of {place}: {reason}" + (f"  → {command}" if command else ""))
+    for what, command in _NEVER:
+        terminalreporter.write_line(f"   – {what}  → {command}")

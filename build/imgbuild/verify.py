@@ -24,10 +24,14 @@ import re
 import tarfile
 import tempfile
 import time
+import zlib
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
+import zstandard
+
 from imgbuild import fatbin
+from imgbuild.engines.blobs import members
 from imgbuild.errors import EngineError, SelectionError, VerificationError
 
 if TYPE_CHECKING:
@@ -213,8 +217,11 @@ def verify_image(
         )
     expected = expect(image, matrix=matrix, target=target, capability=capability)
     say(f"reading every file of {tag}")
-    with engine.export(tag) as stream:
-        content = read_tar(stream, say=say)
+    if layers := engine.layers(image):
+        content = read_layers(layers, say=say)
+    else:
+        with engine.export(tag) as stream:
+            content = read_tar(stream, say=say)
     distributions = {name: kernel.distribution for name, kernel in matrix.common.kernels.items()}
     return judge(tag, content, expected, distributions=distributions)
 
@@ -366,6 +373,18 @@ def read_tar(stream: IO[bytes], *, say: Callable[[str], None]) -> Content:
     return reader.result()
 
 
+def read_layers(layers: Sequence[Path], *, say: Callable[[str], None]) -> Content:
+    """Read an image's file system off its layers' blobs, bottom to top. EngineError when one is damaged."""
+    with tempfile.TemporaryFile() as spool:
+        reader = _Reader(spool, say)
+        try:
+            for archive, member, covered in members(layers):
+                reader.take(archive, member, covered=covered)
+        except (tarfile.TarError, EOFError, zlib.error, zstandard.ZstdError, OSError) as e:
+            raise EngineError(f"a layer of the image cannot be read: {e}") from None
+    return reader.result()
+
+
 class _Reader:
     """What has been seen of a file system so far."""
 
@@ -376,9 +395,11 @@ class _Reader:
         self._total = 0
         self._content = Content()
         self._infos: dict[str, dict[str, bytes]] = {}
-        self._links: list[tuple[str, str]] = []
+        self._latest: dict[str, fatbin.Library] = {}
+        """Also what a layer above covers: a hard link below may still lead to it."""
 
-    def take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def take(self, archive: tarfile.TarFile, member: tarfile.TarInfo, *, covered: bool = False) -> None:
+        """`covered`: a layer above has deleted or replaced it."""
         path = _absolute(member.name)
         folder, name = posixpath.split(path)
         self._total += member.size
@@ -387,15 +408,24 @@ class _Reader:
             self._say(
                 f"{self._total / 1e9:.1f} GB read, {len(self._content.libraries)} shared objects so far"
             )
-        if member.islnk() and ".so" in name:
-            self._links.append((path, _absolute(member.linkname)))
+        if member.islnk() and ".so" in name and not covered:
+            target = _absolute(member.linkname)
+            if target in self._latest:
+                self._content.libraries[path] = self._latest[target]
+            elif target in self._content.unreadable:
+                self._content.unreadable[path] = self._content.unreadable[target]
         file = archive.extractfile(member) if member.isreg() else None
         if file is not None and ".so" in name:
-            self._read_library(path, file)
-        elif file is not None and name in ("RECORD", "METADATA") and folder.endswith(".dist-info"):
+            self._read_library(path, file, covered=covered)
+        elif (
+            file is not None
+            and not covered
+            and name in ("RECORD", "METADATA")
+            and folder.endswith(".dist-info")
+        ):
             self._infos.setdefault(folder, {})[name] = file.read(_LARGEST_RECORD)
 
-    def _read_library(self, path: str, file: IO[bytes]) -> None:
+    def _read_library(self, path: str, file: IO[bytes], *, covered: bool) -> None:
         piece = file.read(_PIECE)
         if piece[:4] != fatbin.ELF_MAGIC:
             return  # a linker script, say
@@ -407,15 +437,16 @@ class _Reader:
         self._spool.flush()
         with fatbin.mapped(self._spool) as data:
             try:
-                self._content.libraries[path] = fatbin.read_library(path, data)
+                self._latest[path] = fatbin.read_library(path, data)
             except fatbin.FatbinError as e:
-                self._content.unreadable[path] = str(e)
+                if not covered:
+                    self._content.unreadable[path] = str(e)
+                return
+        if not covered:
+            self._content.libraries[path] = self._latest[path]
 
     def result(self) -> Content:
         content = self._content
-        for path, target in self._links:
-            if target in content.libraries:
-                content.libraries[path] = content.libraries[target]
         packages = (read_package(folder, files) for folder, files in sorted(self._infos.items()))
         content.packages = [p for p in packages if p is not None]
         return content

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.engine)
-            # One worker under pytest-xdist --dist loadgroup: they share one image, and one disk.
+            # One worker under pytest-xdist --dist loadgroup: they share one image, and look at what the cache gains.
             item.add_marker(pytest.mark.xdist_group("engine"))
 
 

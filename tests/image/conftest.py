@@ -289,7 +289,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [items[i] for i in places]
     for item in ours:
         item.add_marker(pytest.mark.engine)
-        item.add_marker(pytest.mark.xdist_group("engine"))
+        item.add_marker(pytest.mark.xdist_group("image"))
         found = _found(config) if item.get_closest_marker("heavy") else None
         if isinstance(found, Subject) and found.emulated:
             item.add_marker(

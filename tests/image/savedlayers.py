@@ -1,4 +1,4 @@
-"""Every byte of an image, layer by layer, as the engine saves it: also what a later layer deletes or covers."""
+"""Every byte of an image, layer by layer, as the engine keeps it: also what a later layer deletes or covers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import zlib
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from imgbuild.engines.blobs import stored_blobs
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from imagecontainers import Engine
 
@@ -85,8 +88,17 @@ class Search:
             tail = piece[-4096:]
 
 
-def search_image(engine: Engine, image: str, search: Search) -> None:
-    """Save the image, and look through all that comes: layers, configuration, attestations."""
+def search_image(
+    engine: Engine, image: str, search: Search, *, stored: tuple[Path, str] | None = None
+) -> None:
+    """Look through all that an image consists of: layers, configuration, attestations.
+
+    `stored` says where the engine keeps its blobs, and the image's digest; without it the engine saves the image.
+    """
+    if stored:
+        for digest, _, file in stored_blobs(*stored):
+            _one(f"blobs/sha256/{digest.removeprefix('sha256:')}", file, search)
+        return
     words = [*engine.command, "image", "save", image]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
         assert child.stdout is not None

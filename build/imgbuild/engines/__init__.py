@@ -54,6 +54,9 @@ class Engine(Protocol):
 
     def find(self, tag: str) -> Image | None: ...
 
+    def layers(self, image: Image) -> list[Path] | None:
+        """An image's layers as files of this machine, bottom to top; None where this process cannot read them."""
+
     def export(self, tag: str) -> AbstractContextManager[IO[bytes]]:
         """The whole file system of an image, as a tar stream; nothing is left behind in the engine.
 

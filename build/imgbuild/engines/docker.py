@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from imgbuild import proc
 from imgbuild.engines import Image
+from imgbuild.engines.blobs import blob_folder, layer_blobs
 from imgbuild.errors import EngineError
 from imgbuild.render import BUILDKIT
 
@@ -90,6 +91,10 @@ class Docker:
             labels=dict(found.labels or {}),
             size=int(attrs.get("Size", 0)),
         )
+
+    def layers(self, image: Image) -> list[Path] | None:
+        folder = blob_folder(self.data_root(), image.digest)
+        return layer_blobs(folder, image.digest) if folder else None
 
     @contextmanager
     def export(self, tag: str) -> Iterator[IO[bytes]]:

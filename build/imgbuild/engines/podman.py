@@ -78,6 +78,9 @@ class Podman:
             size=int(found.get("Size", 0)),
         )
 
+    def layers(self, image: Image) -> list[Path] | None:  # noqa: ARG002  (Podman keeps them unpacked)
+        return None
+
     @contextmanager
     def export(self, tag: str) -> Iterator[IO[bytes]]:
         """The image's file system as a tar stream, out of a container that is never started."""
