@@ -97,9 +97,7 @@ def touched(
     git = _Git(project, env)
     try:
         paths = git.changed(revision)
-        for path in paths:
-            if why := _touches_all(path):
-                raise _DoubtError(why)
+        _refuse_unknown(paths)
         if not any(_is(path, _MADE_FROM) for path in paths):
             why = f"nothing that an image is made from ({_few(paths)})" if paths else "nothing has changed"
             return tuple(Verdict(target=t.name, touched=False, why=why) for t in targets)
@@ -114,12 +112,13 @@ def _is(path: str, known: Sequence[str]) -> bool:
     return any(path.startswith(name) if name.endswith("/") else path == name for name in known)
 
 
-def _touches_all(path: str) -> str | None:
-    if _is(path, _FOR_ALL):
-        return f"{path} makes or tests every image"
-    if _is(path, _FOR_NONE) or _is(path, _MADE_FROM):
-        return None
-    return f"nothing is known of {path}"
+def _refuse_unknown(paths: Sequence[str]) -> None:
+    """Raise for a path that touches every target."""
+    for path in paths:
+        if _is(path, _FOR_ALL):
+            raise _DoubtError(f"{path} makes or tests every image")
+        if not (_is(path, _FOR_NONE) or _is(path, _MADE_FROM)):
+            raise _DoubtError(f"nothing is known of {path}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,9 @@ def _compared(
         old = load_matrix(before.images)
     except (ImgbuildError, OSError) as e:
         first = str(e).splitlines()
-        raise _DoubtError(f"images/ of {revision} cannot be read: {first[min(1, len(first) - 1)].strip()}") from None
+        raise _DoubtError(
+            f"images/ of {revision} cannot be read: {first[min(1, len(first) - 1)].strip()}"
+        ) from None
     for target in targets:
         then = old.targets.get(target.name)
         if then is None:
@@ -241,7 +242,9 @@ def _verdict(name: str, was: _Print, now: _Print, old: Matrix, new: Matrix) -> V
     for then, today in zip(was.parts, now.parts, strict=True):
         for part in dict.fromkeys((*today, *then)):
             found = differing(then.get(part, {}), today.get(part, {}))
-            told += [f"{part}: {d.text()}" for d in found if d.component not in ("key", "recipe", "profile.json")]
+            told += [
+                f"{part}: {d.text()}" for d in found if d.component not in ("key", "recipe", "profile.json")
+            ]
     if not told:
         told = ["a rendered file differs"]
     if old.common.image != new.common.image:

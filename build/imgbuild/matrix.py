@@ -518,9 +518,7 @@ def _check_target(checked: _Checked[Target], shared: _Checked[Common]) -> Iterat
             yield file.problem(("torch",), _unknown("torch", target.torch, [t.version for t in common.torch]))
     if torch is not None:
         yield from _check_torch(checked, torch, base)
-    ci = None if shared.bad("ci") else common.ci
-    if ci is not None and not checked.bad("platform") and target.platform not in ci.runners:
-        yield file.problem(("platform",), f"ci.runners has no machine for {target.platform}")
+    yield from _check_runner(checked, shared)
     if not checked.bad("gpu"):
         yield from _check_gpu(checked, shared)
         yield from _check_kernels(checked, shared)
@@ -529,6 +527,14 @@ def _check_target(checked: _Checked[Target], shared: _Checked[Common]) -> Iterat
             yield file.problem(("profiles",), "has no default")
         for name, profile in target.profiles.items():
             yield from _check_variables(file, ("profiles", name), profile)
+
+
+def _check_runner(checked: _Checked[Target], shared: _Checked[Common]) -> Iterator[Problem]:
+    ci = None if shared.bad("ci") else shared.model.ci
+    if ci is not None and not checked.bad("platform") and checked.model.platform not in ci.runners:
+        yield checked.file.problem(
+            ("platform",), f"ci.runners in {shared.file.name} has no machine for {checked.model.platform}"
+        )
 
 
 def _check_gpu(checked: _Checked[Target], shared: _Checked[Common]) -> Iterator[Problem]:
