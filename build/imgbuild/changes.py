@@ -10,12 +10,13 @@ import hashlib
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgbuild import proc
 from imgbuild.errors import ImgbuildError
-from imgbuild.kernels import KernelSource
+from imgbuild.kernels import KernelSource, tree_hash
 from imgbuild.matrix import load_matrix
 from imgbuild.parts import parts
 from imgbuild.plan import make_plan
@@ -25,7 +26,7 @@ from imgbuild.sources import fallback_source
 from imgbuild.why import differing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from imgbuild.matrix import Matrix, Target
     from imgbuild.parts import Parts
@@ -117,7 +118,9 @@ def _refuse_unknown(paths: Sequence[str]) -> None:
     for path in paths:
         if _is(path, _FOR_ALL):
             raise _DoubtError(f"{path} makes or tests every image")
-        if not (_is(path, _FOR_NONE) or _is(path, _MADE_FROM)):
+        # What is hidden, a .dockerignore say, is in no hash of a folder.
+        compared = _is(path, _MADE_FROM) and "/." not in path
+        if not (compared or _is(path, _FOR_NONE)):
             raise _DoubtError(f"nothing is known of {path}")
 
 
@@ -184,14 +187,15 @@ def _compared(
         raise _DoubtError(
             f"images/ of {revision} cannot be read: {first[min(1, len(first) - 1)].strip()}"
         ) from None
+    old_tree, new_tree = _Tree(before, old), _Tree(project, matrix)
     for target in targets:
         then = old.targets.get(target.name)
         if then is None:
             yield Verdict(target=target.name, touched=True, why=f"{revision} has no such target")
             continue
-        now = _prints(project, matrix, target)
+        now = new_tree.print(target)
         try:
-            was = _prints(before, old, then)
+            was = old_tree.print(then)
         except (ImgbuildError, OSError) as e:
             raise _DoubtError(f"{target.name} of {revision} cannot be resolved: {e}") from None
         yield _verdict(target.name, was, now, old, matrix)
@@ -202,23 +206,41 @@ class _Print:
     """Everything that shapes the images of a target, from the pinned sources and from those in their place."""
 
     whole: str
-    parts: tuple[Parts, ...]
     runner: str | None
+    parts: Callable[[], tuple[Parts, ...]]
+    """The same in words."""
 
 
-def _prints(project: Project, matrix: Matrix, target: Target) -> _Print:
-    plans = (make_plan(project, matrix, target), _fallback(project, matrix, target))
-    renderer = Renderer(project.templates)
-    total = hashlib.sha256()
-    found = []
-    for plan in plans:
-        total.update(plan.key.encode())
-        for name, text in sorted(renderer.context(plan).items()):
-            total.update(f"{name}\0{hashlib.sha256(text.encode()).hexdigest()}\n".encode())
-        found.append(parts(project, plan))
-        total.update(repr(sorted((k, sorted(v.items())) for k, v in found[-1].items())).encode())
-    runner = matrix.common.ci.runners.get(target.platform) if matrix.common.ci else None
-    return _Print(whole=total.hexdigest(), parts=tuple(found), runner=runner)
+@dataclass(frozen=True)
+class _Tree:
+    """A project's data, at whichever commit."""
+
+    project: Project
+    matrix: Matrix
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(self.project.templates)
+
+    @cached_property
+    def _code(self) -> str:
+        """What goes into every image as it is."""
+        nodes = (self.project.nodes / name for name in self.matrix.common.nodes)
+        return "".join(tree_hash(folder) for folder in (self.project.entrypoint, *nodes))
+
+    def print(self, target: Target) -> _Print:
+        plans = (make_plan(self.project, self.matrix, target), _fallback(self.project, self.matrix, target))
+        total = hashlib.sha256(self._code.encode())
+        for plan in plans:
+            total.update(plan.key.encode())
+            for name, text in sorted(self._renderer.context(plan).items()):
+                total.update(f"{name}\0{hashlib.sha256(text.encode()).hexdigest()}\n".encode())
+        ci = self.matrix.common.ci
+        return _Print(
+            whole=total.hexdigest(),
+            runner=ci.runners.get(target.platform) if ci else None,
+            parts=lambda: tuple(parts(self.project, plan) for plan in plans),
+        )
 
 
 def _fallback(project: Project, matrix: Matrix, target: Target) -> Plan:
@@ -239,7 +261,7 @@ def _verdict(name: str, was: _Print, now: _Print, old: Matrix, new: Matrix) -> V
         why = "what it is made from is the same"
         return Verdict(target=name, touched=False, why=why)
     told: list[str] = []
-    for then, today in zip(was.parts, now.parts, strict=True):
+    for then, today in zip(was.parts(), now.parts(), strict=True):
         for part in dict.fromkeys((*today, *then)):
             found = differing(then.get(part, {}), today.get(part, {}))
             told += [
