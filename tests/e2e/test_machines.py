@@ -209,8 +209,8 @@ def test_engine_killed_on_the_way(house):
     house.index.keep_waiting = two.address
     try:
         with house.begin() as building:
-            assert house.index.waits.wait(300)
-            assert wait_for(lambda: one.image(f"{IMAGE}:one"), 180)
+            assert house.index.waits.wait(600)
+            assert wait_for(lambda: one.image(f"{IMAGE}:one"), 600)
             two.kill()
             status, out, err = building.end()
     finally:
@@ -291,8 +291,8 @@ def test_engine_lost_before_an_index(house):
     words = [*house.on, "--push", f"{house.registry}/team", "--index", "late", "--no-cache"]
     try:
         with house.begin(*words) as building:
-            assert house.index.waits.wait(300)
-            assert wait_for(lambda: house.manifest(f"{house.registry}/team/{IMAGE}:one") != before, 180)
+            assert house.index.waits.wait(600)
+            assert wait_for(lambda: house.manifest(f"{house.registry}/team/{IMAGE}:one") != before, 600)
             two.kill()
             status, _, err = building.end()
     finally:

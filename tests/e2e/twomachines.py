@@ -164,12 +164,19 @@ class Machine:
 def certificate(folder: Path, address: str, *, beside: Path | None) -> tuple[Path, Path]:
     """A server's key and certificate in one file, and a bundle that trusts it beside what is trusted anyway."""
     pem, bundle = folder / "server.pem", folder / "ca.pem"
+    authority, key, request = folder / "authority.pem", folder / "key.pem", folder / "request.pem"
+    # An authority and what it signed: uv takes no certificate that is both.
+    new = ("openssl", "req", "-newkey", "rsa:2048", "-nodes")
+    name = "/CN=imgbuild test"
+    call(*new, "-x509", "-days", "2", "-subj", name, "-keyout", folder / "authority.key", "-out", authority)
+    call(*new, "-subj", f"{name} server", "-keyout", key, "-out", request)
+    (folder / "extensions").write_text(f"subjectAltName=IP:{address}\nbasicConstraints=CA:FALSE\n")
     call(
-        "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=imgbuild test",
-        "-addext", f"subjectAltName=IP:{address}", "-keyout", folder / "key.pem", "-out", folder / "cert.pem",
+        "openssl", "x509", "-req", "-days", "2", "-in", request, "-CA", authority, "-CAkey", folder / "authority.key",
+        "-CAcreateserial", "-extfile", folder / "extensions", "-out", folder / "cert.pem",
     )  # fmt: skip
-    pem.write_text((folder / "key.pem").read_text() + (folder / "cert.pem").read_text())
-    bundle.write_text((folder / "cert.pem").read_text() + (beside.read_text() if beside else ""))
+    pem.write_text(key.read_text() + (folder / "cert.pem").read_text())
+    bundle.write_text(authority.read_text() + (beside.read_text() if beside else ""))
     return pem, bundle
 
 
@@ -208,9 +215,21 @@ class _Handler(SimpleHTTPRequestHandler):
         if self.path.endswith(".whl"):
             self.server.given.append((self.client_address[0], self.path.rpartition("/")[2]))
             if self.client_address[0] == self.server.keep_waiting:
-                self.server.waits.set()
-                self.server.go_on.wait(300)
+                self._slowly(Path(self.translate_path(self.path)).read_bytes())
+                return
         super().do_GET()
+
+    def _slowly(self, content: bytes) -> None:
+        """A byte now and then, so that no client gives up, until the rest is wanted."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        sent = 0
+        while not self.server.go_on.wait(1):
+            self.wfile.write(content[sent : sent + 1])
+            sent += 1
+            self.server.waits.set()
+        self.wfile.write(content[sent:])
 
     def log_message(self, *_args: Any) -> None:
         pass
