@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from imgbuild.plan import BasePlan
 
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""The kernel's spelling → OCI's."""
 _FORMAT = 1
 _INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 _BOOTSTRAP_TIMEOUT = 3600.0
@@ -73,7 +75,7 @@ def registry_has(base: BasePlan, env: Mapping[str, str]) -> bool:
 def host_arch() -> str:
     """This machine's architecture in OCI's spelling."""
     machine = os.uname().machine
-    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+    return ARCHITECTURES.get(machine, machine)
 
 
 def find_base(cache: Path, base: BasePlan, setup: str) -> LocalBase | None:

@@ -48,6 +48,10 @@ class Options:
     output: str | None = None
     push: str | None = None
     """The registry and path in front of the image's name, when it is pushed."""
+    cache_from: str | None = None
+    """A registry and path whose build cache is read."""
+    cache_to: str | None = None
+    """A registry and path that gets this build's cache."""
     no_cache: bool = False
     progress: str = "auto"
     dry_run: bool = False
@@ -84,6 +88,8 @@ class Outcome:
     """The stage that failed."""
     lines: tuple[str, ...] = ()
     """Its last lines."""
+    machine: str | None = None
+    """The Docker context whose engine it was built by, where one was named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +118,10 @@ class Builder:
     notice: Callable[[str, Sequence[str]], None]
     registry: Artifacts | None = None
     """A registry's wheelhouse, looked into where this machine's lacks a kernel."""
+    builds_on: frozenset[str] = frozenset()
+    """Architectures of machines that build, beside this one."""
+    capacity: tuple[int, int] | None = None
+    """Cores, and bytes of memory, of the engine's machine, where it is not this one."""
 
     @property
     def wheelhouse(self) -> Wheelhouse:
@@ -216,6 +226,7 @@ class Builder:
         self, plans: Sequence[Plan], setups: Mapping[str, str], options: Options
     ) -> dict[str, str]:
         """By base name, the named context that stands in for the registry's image; empty for the registry itself."""
+        hosts = {*self.builds_on, bases.host_arch()}
         found: dict[str, str] = {}
         for name in sorted({p.base.name for p in plans}):
             mine = [p for p in plans if p.base.name == name]
@@ -239,7 +250,7 @@ class Builder:
             local = bases.bootstrap(
                 base,
                 setup,
-                {bases.host_arch(), *(p.arch for p in mine)},
+                {*hosts, *(p.arch for p in mine)},
                 epoch=mine[0].epoch,
                 cache=self.cache,
                 env=self.settings.environment(self.env),
@@ -257,33 +268,61 @@ class Builder:
             raise ConfigError(
                 "--output names one place, and there are several targets", hint="one call a target"
             )
-        if warning := self.engine.check():
-            self.say(warning)
+        self.check_engine()
         source, tree = self.source(options)
         plans = self.plans(targets, source, options)
-        self._check_platforms(plans)
-        self._check_disk(estimate.disk(plans, host_platform=f"linux/{bases.host_arch()}"), options)
+        self.check_room(plans, options)
         with tempfile.TemporaryDirectory(prefix="imgbuild-") as folder:
             work = Path(folder)
             if options.dry_run:
-                self._context(plans, work)
-                self._say_kernels(plans)
-                return self._dry_run(plans, options)
-            bake = self._prepare(plans, work, tree=tree, options=options)
-            log = self._log("+".join(p.name for p in plans))
-            entries, stuck = self._kernels_of_images(plans, bake, work, log, options)
-            plans = tuple(p for p in plans if p.name not in {o.target for o in stuck})
-            for plan in plans:
-                for kernel in plan.kernels:
-                    if kernel.compiled:
-                        wheel = kernelbuild.wheel_folder(
-                            entries[kernel.key], work / f"kernel-{plan.name}-{kernel.name}"
-                        )
-                        bake["target"][plan.name]["contexts"][f"kernel-{kernel.name}"] = str(wheel)
-            path = work / "docker-bake.json"
-            path.write_text(render.pretty(bake))
-            report = self._run(plans, path, work, log, options, begun)
-            return replace(report, outcomes=(*report.outcomes, *stuck))
+                return self.dry_run(plans, work, options)
+            bake = self.prepare(plans, work, tree=tree, options=options)
+            return self.finish(plans, bake, work, options, begun=begun, staged=work)
+
+    def check_engine(self) -> None:
+        """Say what the engine lacks; EngineError when it cannot build."""
+        if warning := self.engine.check():
+            self.say(warning)
+
+    def check_room(self, plans: Sequence[Plan], options: Options) -> None:
+        """Before anything starts: DiskError or EngineError when the engine has no room for these, or cannot."""
+        self._check_platforms(plans)
+        self._check_disk(estimate.disk(plans, host_platform=f"linux/{bases.host_arch()}"), options)
+
+    def dry_run(self, plans: Sequence[Plan], work: Path, options: Options) -> Report:
+        self._context(plans, work)
+        self._say_kernels(plans)
+        outcomes = tuple(Outcome(target=p.name, state="not started", tags=options.tags(p)) for p in plans)
+        return Report(outcomes=outcomes, log=None, seconds=0, metadata={})
+
+    def finish(
+        self,
+        plans: Sequence[Plan],
+        bake: dict[str, Any],
+        work: Path,
+        options: Options,
+        *,
+        begun: float,
+        staged: Path,
+    ) -> Report:
+        """Build what `prepare` made a bake file for; `staged` is the folder that got the sources.
+
+        Kernels that no wheelhouse has are compiled first, by this builder's engine.
+        """
+        log = self._log("+".join(p.name for p in plans))
+        entries, stuck = self._kernels_of_images(plans, bake, work, log, options)
+        plans = tuple(p for p in plans if p.name not in {o.target for o in stuck})
+        for plan in plans:
+            for kernel in plan.kernels:
+                if kernel.compiled:
+                    wheel = kernelbuild.wheel_folder(
+                        entries[kernel.key], work / f"kernel-{plan.name}-{kernel.name}"
+                    )
+                    bake["target"][plan.name]["contexts"][f"kernel-{kernel.name}"] = str(wheel)
+        path = work / "docker-bake.json"
+        path.write_text(render.pretty(bake))
+        report = self._run(plans, path, work, log, options, begun, staged)
+        return replace(report, outcomes=(*report.outcomes, *stuck))
 
     def _kernels_of_images(
         self, plans: Sequence[Plan], bake: Mapping[str, Any], work: Path, log: Path, options: Options
@@ -327,7 +366,7 @@ class Builder:
             if warning := self.engine.check():
                 self.say(warning)
             self._check_platforms(plans)
-            bake = self._prepare(plans, work, tree=None, options=options)
+            bake = self.prepare(plans, work, tree=None, options=options)
             log = self._log("+".join(["kernels", *(p.name for p in plans)]))
             return tuple(self._kernels(plans, bake, work, log, options).values())
 
@@ -342,9 +381,10 @@ class Builder:
             render.write(files, work / plan.name)
         return setups
 
-    def _prepare(
+    def prepare(
         self, plans: Sequence[Plan], work: Path, *, tree: Path | None, options: Options
     ) -> dict[str, Any]:
+        """The bake file of these images, without their kernels' wheels; what it names lies in `work`."""
         base_contexts = self.base_contexts(plans, self._context(plans, work), options)
         return self._bake_file(plans, work, tree=tree, base_contexts=base_contexts, options=options)
 
@@ -369,7 +409,11 @@ class Builder:
             )
         kernels = [kernel for _, kernel in missing]
         limit = kernelbuild.budget(
-            kernels, jobs=options.jobs, share=options.memory_share, available=kernelbuild.available_memory()
+            kernels,
+            jobs=options.jobs,
+            share=options.memory_share,
+            available=self.capacity[1] if self.capacity else kernelbuild.available_memory(),
+            cpus=self.capacity[0] if self.capacity else None,
         )
         for plan, kernel in missing:
             self.say(
@@ -446,11 +490,6 @@ class Builder:
                 hint="--engine docker builds for every platform",
             )
 
-    @staticmethod
-    def _dry_run(plans: Sequence[Plan], options: Options) -> Report:
-        outcomes = tuple(Outcome(target=p.name, state="not started", tags=options.tags(p)) for p in plans)
-        return Report(outcomes=outcomes, log=None, seconds=0, metadata={})
-
     def _bake_file(
         self,
         plans: Sequence[Plan],
@@ -483,6 +522,7 @@ class Builder:
                 entry["contexts"]["wheels"] = str(folder)
             entry["tags"] = list(options.tags(plan))
             entry["labels"] = _base_labels(plan, bootstrapped=plan.base.name in base_contexts)
+            entry.update(_registry_cache(plan, options))
             if options.local:
                 # Provenance holds times: with it, an image of which nothing changed would get a new digest.
                 entry["attest"] = ["type=provenance,disabled=true"]
@@ -550,12 +590,19 @@ class Builder:
             )
 
     def _run(
-        self, plans: Sequence[Plan], bake: Path, work: Path, log: Path, options: Options, begun: float
+        self,
+        plans: Sequence[Plan],
+        bake: Path,
+        work: Path,
+        log: Path,
+        options: Options,
+        begun: float,
+        staged: Path,
     ) -> Report:
         outcomes: list[Outcome] = []
         metadata: dict[str, Any] = {}
         calls = [(p,) for p in plans] if options.keep_going else [tuple(plans)]
-        recorder = Recorder(self.project, self.cache, plans, comfyui=work / "comfyui-src", say=self.say)
+        recorder = Recorder(self.project, self.cache, plans, comfyui=staged / "comfyui-src", say=self.say)
         for call in calls:
             came = tuple(self._bake(call, bake, work, log, options, metadata))
             recorder.finished(
@@ -695,6 +742,18 @@ def _base_labels(plan: Plan, *, bootstrapped: bool) -> dict[str, str]:
         return {"imgbuild.base.source": "registry"}
     name = f"{plan.base.image}, bootstrapped from suite {plan.base.suite}"
     return {"imgbuild.base.source": "bootstrap", "org.opencontainers.image.base.name": name}
+
+
+def _registry_cache(plan: Plan, options: Options) -> dict[str, list[str]]:
+    """The build cache in a registry, a tag a target; its loss costs time, not the build."""
+    found = {}
+    if options.cache_from:
+        found["cache-from"] = [f"type=registry,ref={options.cache_from}/cache:{plan.name}"]
+    if options.cache_to:
+        # max: with less, nothing of a stage that is only copied from is kept, and here that is every stage.
+        how = "mode=max,compression=zstd,image-manifest=true,oci-mediatypes=true,ignore-error=true"
+        found["cache-to"] = [f"type=registry,ref={options.cache_to}/cache:{plan.name},{how}"]
+    return found
 
 
 def _output(options: Options) -> str:

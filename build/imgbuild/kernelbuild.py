@@ -45,10 +45,20 @@ class Budget:
         return f"{many}: {self.cpus} cores; {limit} (--jobs, --memory-share)"
 
 
-def budget(kernels: Iterable[KernelPlan], *, jobs: int | None, share: float, available: int) -> Budget:
-    """As many as fit into a share of the available memory, and no more than there are cores; at least one."""
+def budget(
+    kernels: Iterable[KernelPlan],
+    *,
+    jobs: int | None,
+    share: float,
+    available: int,
+    cpus: int | None = None,
+) -> Budget:
+    """As many as fit into a share of the available memory, and no more than there are cores; at least one.
+
+    `cpus`: those of the machine that compiles, where it is not this one.
+    """
     gb = max((k.gb_per_job for k in kernels), default=1.0)
-    cpus = len(os.sched_getaffinity(0))
+    cpus = cpus or len(os.sched_getaffinity(0))
     fits = int(share * available / (gb * 1e9))
     return Budget(
         jobs=jobs or max(1, min(cpus, fits)), cpus=cpus, available=available, share=share, gb_per_job=gb

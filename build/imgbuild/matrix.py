@@ -276,6 +276,24 @@ class Kernel(Model):
     """What has to import, in this order, once the wheel is installed."""
 
 
+class Action(Model):
+    """A building block of a GitHub workflow, by commit: a tag can be moved."""
+
+    version: Annotated[str, StringConstraints(pattern=r"^v[0-9]+(\.[0-9]+){0,2}$")]
+    """The tag that stands at this commit; for people."""
+    commit: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+
+
+class Ci(Model):
+    """The public CI, whose workflow is rendered."""
+
+    branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+    """Whose images are published, beside those of tags."""
+    runners: dict[Platform, Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]]
+    """Machines that run a platform as it is."""
+    actions: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+/[A-Za-z0-9._-]+$")], Action]
+
+
 class Common(Model):
     """images/comfyui.yaml: what all targets share."""
 
@@ -293,6 +311,7 @@ class Common(Model):
     """Python packages of the compile stages, beside torch itself."""
     nodes: Annotated[tuple[Name, ...], Field(min_length=1)]
     profile: Profile
+    ci: Ci | None = None
 
 
 class Matrix(Model):
@@ -499,6 +518,7 @@ def _check_target(checked: _Checked[Target], shared: _Checked[Common]) -> Iterat
             yield file.problem(("torch",), _unknown("torch", target.torch, [t.version for t in common.torch]))
     if torch is not None:
         yield from _check_torch(checked, torch, base)
+    yield from _check_runner(checked, shared)
     if not checked.bad("gpu"):
         yield from _check_gpu(checked, shared)
         yield from _check_kernels(checked, shared)
@@ -507,6 +527,14 @@ def _check_target(checked: _Checked[Target], shared: _Checked[Common]) -> Iterat
             yield file.problem(("profiles",), "has no default")
         for name, profile in target.profiles.items():
             yield from _check_variables(file, ("profiles", name), profile)
+
+
+def _check_runner(checked: _Checked[Target], shared: _Checked[Common]) -> Iterator[Problem]:
+    ci = None if shared.bad("ci") else shared.model.ci
+    if ci is not None and not checked.bad("platform") and checked.model.platform not in ci.runners:
+        yield checked.file.problem(
+            ("platform",), f"ci.runners in {shared.file.name} has no machine for {checked.model.platform}"
+        )
 
 
 def _check_gpu(checked: _Checked[Target], shared: _Checked[Common]) -> Iterator[Problem]:

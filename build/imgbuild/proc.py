@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+_streaming: set[subprocess.Popen[bytes]] = set()
+"""What `stream` waits for, in whichever thread."""
+_one_line = threading.Lock()
 verbose = False
 """Whether each command is echoed to stderr as `+ command`; set once, by the command line."""
 
@@ -104,18 +108,22 @@ def stream(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     show: bool = True,
+    prefix: str | None = None,
 ) -> int:
     """Run a command whose progress a person watches; return its status.
 
     What it prints goes to stderr and to `log`. On a terminal the command gets
     a terminal of its own, so that BuildKit's moving display stays what it is.
+    With a `prefix`, which is for several commands at once, stderr gets whole
+    lines that begin with it.
     """
     words = [str(a) for a in argv]
     if which(words[0], env=env) is None:
         raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
     if verbose:
         print("+", shlex.join(words), file=sys.stderr)
-    use_pty = show and sys.stderr.isatty()
+    use_pty = show and prefix is None and sys.stderr.isatty()
+    write = _write if prefix is None else _Lines(prefix).write
     if use_pty:
         reader, writer = pty.openpty()
     else:
@@ -129,12 +137,14 @@ def stream(
         stderr=writer,
     )
     os.close(writer)
+    _streaming.add(child)
     try:
         while chunk := _read(reader):
             log.write(chunk)
             if show:
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.buffer.flush()
+                write(chunk)
+        if show and prefix is not None:
+            write(b"\n")
         return child.wait()
     except BaseException:
         # Ctrl-C reaches the child too (same terminal); give it time to cancel the solve.
@@ -146,8 +156,34 @@ def stream(
             child.kill()
         raise
     finally:
+        _streaming.discard(child)
         log.flush()
         os.close(reader)
+
+
+def stop_streams() -> None:
+    """End what other threads stream: an interrupt reaches the main thread alone."""
+    for child in tuple(_streaming):
+        if child.poll() is None:
+            child.terminate()
+
+
+def _write(chunk: bytes) -> None:
+    sys.stderr.buffer.write(chunk)
+    sys.stderr.buffer.flush()
+
+
+class _Lines:
+    """Whole lines to stderr, each behind the same words."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix, self._rest = prefix.encode(), b""
+
+    def write(self, chunk: bytes) -> None:
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        text = b"".join(self._prefix + line + b"\n" for line in lines if line)
+        with _one_line:
+            _write(text)
 
 
 def spawn_daemon(argv: Sequence[str | Path], *, log: Path) -> int:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from imgbuild.cimatrix import NO_JOBS
 from imgbuild.errors import ConfigError
-from imgbuild.matrix import Common, Target
+from imgbuild.matrix import Common, Matrix, Target
 from imgbuild.render import BUILDKIT, Files, Renderer, bake_file, pretty
 from imgbuild.textfile import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from imgbuild.plan import Plan
     from imgbuild.project import Project
 
 BAKE_FILE = "rendered/docker-bake.json"
+WORKFLOW = ".github/workflows/images.yml"
 PROFILES_PAGE = "docs/profiles.md"
 _BEGIN = "<!-- imgbuild targets: begin (rendered; imgbuild render) -->"
 _END = "<!-- imgbuild targets: end -->"
@@ -28,18 +30,6 @@ def schemas() -> dict[str, dict[str, Any]]:
         schema = model.model_json_schema()
         found[name] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
     return found
-
-
-# Machines of a public CI that run a platform as it is.
-_RUNNERS = {"linux/amd64": "ubuntu-24.04", "linux/arm64": "ubuntu-24.04-arm"}
-
-
-def ci_matrix(targets: Iterable[Target]) -> dict[str, Any]:
-    """A job for each target: its name, platform, and the machine that needs no emulation for it."""
-    rows = [{"target": t.name, "platform": t.platform, "runner": _RUNNERS[t.platform]} for t in targets]
-    if not rows:
-        raise ConfigError("the matrix has no target: a CI takes an empty matrix for an error of its own")
-    return {"include": rows}
 
 
 def target_files(plans: Sequence[Plan], renderer: Renderer) -> Files:
@@ -55,7 +45,7 @@ def committed_bake_file(plans: Sequence[Plan]) -> dict[str, Any]:
     return bake_file(plans, folder="rendered", contexts={"entrypoint": "entrypoint", "nodes-src": "nodes"})
 
 
-def shared_files(project: Project, plans: Sequence[Plan]) -> Files:
+def shared_files(project: Project, matrix: Matrix, plans: Sequence[Plan], renderer: Renderer) -> Files:
     """What all targets together give; only right when `plans` are all of them."""
     files = {BAKE_FILE: pretty(committed_bake_file(plans))}
     files.update({f"images/schema/{name}.json": pretty(schema) for name, schema in schemas().items()})
@@ -63,6 +53,8 @@ def shared_files(project: Project, plans: Sequence[Plan]) -> Files:
     if readme.is_file():
         files["README.md"] = with_table(read_text(readme), plans)
         files[PROFILES_PAGE] = profiles_page(plans)
+        if matrix.common.ci is not None:
+            files[WORKFLOW] = renderer.workflow(matrix.common.ci, image=matrix.common.image, no_jobs=NO_JOBS)
     return files
 
 

@@ -21,8 +21,10 @@ from imgbuild.textfile import read_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from imgbuild.matrix import Ci
     from imgbuild.plan import Plan
 
+_WORKFLOW = "workflow.yml.j2"
 _STAGE_SCRIPTS = ("code.py", "install.py", "settle.py")
 _COMPILE_SCRIPTS = ("compile.py", "gate.sh", "measure.py", "prove.py", "source.py", "toolchain.py")
 
@@ -77,6 +79,8 @@ class Renderer:
             autoescape=False,  # noqa: S701  (Dockerfiles, not web pages)
         )
         self.env.filters["quote"] = quote
+        # ${{ }} is GitHub's own.
+        self.for_workflows = self.env.overlay(variable_start_string="<{", variable_end_string="}>")
         self.verbatim = {
             f"stages/{name}": self._read(folder=templates, name=f"stages/{name}") for name in _STAGE_SCRIPTS
         }
@@ -102,7 +106,8 @@ class Renderer:
 
     def _template(self, name: str, **values: Any) -> str:
         try:
-            return self.env.get_template(name).render(**values)
+            env = self.for_workflows if name == _WORKFLOW else self.env
+            return env.get_template(name).render(**values)
         except jinja2.TemplateNotFound as e:
             raise ConfigError(f"there is no template {self.folder / str(e.name)}") from None
         except (ImgbuildError, OSError):
@@ -149,6 +154,12 @@ class Renderer:
             if kernel.wheels:
                 files[f"kernels/{kernel.name}.txt"] = kernel.requirements()
         return files
+
+    def workflow(self, ci: Ci, *, image: str, no_jobs: str) -> str:
+        """The workflow of the public CI; `no_jobs` is what its matrix is when there is nothing to do."""
+        uses = {name: f"{name}@{action.commit} # {action.version}" for name, action in ci.actions.items()}
+        values = {"ci": ci, "uses": uses, "image": image, "no_jobs": no_jobs}
+        return tidy(self._template(_WORKFLOW, **values))
 
 
 def kernel_contexts(plan: Plan) -> tuple[str, ...]:

@@ -174,7 +174,7 @@ def compare(
         # A bootstrapped base is not that image: it stays when the pinned digest moves.
         pin = {k: v for k, v in now["base"].items() if k in ("image", "digest")}
         before["base"] = {**before["base"], **pin}
-    found = {name: _differences(before.get(name, {}), components) for name, components in now.items()}
+    found = {name: differing(before.get(name, {}), components) for name, components in now.items()}
     changed = {name for name, differences in found.items() if name not in before or differences}
     costs = _Costs(plan=plan, last=last, entries=entries, host_platform=host_platform)
     made = []
@@ -190,7 +190,8 @@ def compare(
     return Why(target=plan.name, plan=plan.key, last=last, parts=tuple(made))
 
 
-def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[Difference, ...]:
+def differing(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[Difference, ...]:
+    """Between the components of a part."""
     names = dict.fromkeys((*new, *old))
     return tuple(
         Difference(component=n, old=old.get(n), new=new.get(n)) for n in names if old.get(n) != new.get(n)

@@ -310,19 +310,3 @@ def test_rings_have_the_same_names_everywhere():
     import imageresults
 
     assert imageresults.RINGS == imagetests.RINGS
-
-
-# --- the CI ------------------------------------------------------------------------------------------------
-
-
-def test_the_cis_matrix_is_the_matrix(matrix, capsys, monkeypatch):
-    """One line; each target on a machine that needs no emulation for it; the workflow file names no target."""
-    monkeypatch.chdir(ROOT)
-    assert main(["targets", "--matrix"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    rows = {row["target"]: row for row in json.loads(line)["include"]}
-    assert rows.keys() == matrix.targets.keys()
-    for name, target in matrix.targets.items():
-        assert rows[name]["runner"].endswith("-arm") == (target.platform == "linux/arm64")
-    workflow = (ROOT / ".github/workflows/images.yml").read_text()
-    assert not [name for name in matrix.targets if f" {name}" in workflow or f":{name}" in workflow]

@@ -52,9 +52,10 @@ def plans(root):
     return make_plans(project, matrix, tuple(matrix.targets.values()))
 
 
-def test_everything_that_is_rendered_is_clean(root, plans):
-    files = target_files(plans, Renderer(root / "templates"))
-    files |= shared_files(Project(root=root, writable=False), plans)
+def test_everything_that_is_rendered_is_clean(root, matrix, plans):
+    renderer = Renderer(root / "templates")
+    files = target_files(plans, renderer)
+    files |= shared_files(Project(root=root, writable=False), matrix, plans, renderer)
     assert lint(files) == ()
     assert any(i.name == "RUN" for i in instructions(files["rendered/cpu/Dockerfile"]))
 

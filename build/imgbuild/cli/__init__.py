@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 VERBS = {
     "bake": "Print a bake file that plain `docker buildx bake` accepts.",
     "build": "Build images.",
+    "ci": "What a CI needs to know.",
     "df": "Show what images, build cache, bases, sources and logs take on disk.",
     "doctor": "Check this machine, and with --fix mend it.",
     "lock": "Pin every wheel, commit and digest.",

@@ -26,11 +26,22 @@ if TYPE_CHECKING:
 )
 @click.option("--all", "everything", is_flag=True, help="Every target of the matrix.")
 @click.option("--builder", help="A buildx builder that exists already.")
+@click.option(
+    "--on",
+    multiple=True,
+    metavar="TARGET|PLATFORM=CONTEXT",
+    help="Build it on that Docker context's engine, all at once; may be repeated.",
+)
 @click.option("--engine", type=click.Choice(["docker", "podman"]), default="docker", show_default=True)
 @click.option("--load", is_flag=True, help="Into the local engine (the default).")
 @click.option(
     "--push", metavar="REGISTRY/PATH", help="To a registry instead; layers are compressed with zstd."
 )
+@click.option("--index", metavar="TAG", help="With --push: one reference over all of them, a platform each.")
+@click.option(
+    "--cache-from", metavar="REGISTRY/PATH", help="Read a registry's build cache, REGISTRY/PATH/cache:TARGET."
+)
+@click.option("--cache-to", metavar="REGISTRY/PATH", help="Store this build's cache there.")
 @click.option("--output", help="BuildKit's own --output instead, such as type=oci,dest=image.tar.")
 @source_option
 @wheels_option
@@ -53,9 +64,13 @@ def command(
     targets: tuple[str, ...],
     everything: bool,
     builder: str | None,
+    on: tuple[str, ...],
     engine: str,
     load: bool,
     push: str | None,
+    index: str | None,
+    cache_from: str | None,
+    cache_to: str | None,
     output: str | None,
     sources: tuple[str, ...],
     wheels: tuple[Path, ...],
@@ -73,6 +88,8 @@ def command(
     metadata_file: Path | None,
 ) -> None:
     """Build images."""
+    from imgbuild import index as indexes
+    from imgbuild import machines
     from imgbuild.artifacts import Artifacts
     from imgbuild.build import Builder, Options, raise_for
     from imgbuild.engines.docker import Docker
@@ -83,13 +100,16 @@ def command(
 
     if sum(map(bool, (load, push, output))) > 1:
         raise ConfigError("--load, --push and --output exclude one another")
-    if engine == "podman" and base == "registry":
-        raise ConfigError("--engine podman starts from a bootstrapped base", hint="leave --base out")
-    if engine == "podman" and (push or output):
-        raise ConfigError("--engine podman loads into Podman's own store; podman push publishes from there")
     if everything and targets:
         raise ConfigError("--all and --target exclude one another")
-    selected = app.matrix().select(targets, everything=everything)
+    if on and (engine == "podman" or builder or output):
+        raise ConfigError("--on names Docker engines; --engine podman, --builder and --output exclude it")
+    if engine == "podman":
+        _check_podman(base, elsewhere=bool(push or output), cached=bool(cache_from or cache_to))
+    if on:
+        selected, where_on = machines.assign(on, app.matrix(), targets, everything=everything, env=app.env)
+    else:
+        selected, where_on = app.matrix().select(targets, everything=everything), None
     options = Options(
         sources=parse_sources(sources, app.matrix().common.kernels),
         fallback=not no_fallback,
@@ -98,6 +118,8 @@ def command(
         builder=builder,
         output=output,
         push=push,
+        cache_from=_place(cache_from, app),
+        cache_to=_place(cache_to, app),
         no_cache=no_cache,
         progress=progress,
         dry_run=dry_run,
@@ -107,6 +129,7 @@ def command(
         memory_share=memory_share,
     )
     check_jobs(jobs, memory_share)
+    over = indexes.reference(index, app.matrix(), selected, options) if index else None
     work = Builder(
         project=app.project(),
         matrix=app.matrix(),
@@ -118,12 +141,44 @@ def command(
         notice=notice,
         registry=Artifacts(where, env=app.env) if where else None,
     )
-    report = work.build(selected, options)
+    report = machines.build(work, selected, where_on, options) if where_on else work.build(selected, options)
     _show(report)
     if metadata_file:
         _write_metadata(report, metadata_file)
-    if not dry_run:
-        raise_for(report, _again())
+    if dry_run:
+        return
+    if where_on:
+        machines.raise_for(report, where_on, command=_again(), index=over)
+    raise_for(report, _again())
+    if over:
+        _merge(app, over, report, builder)
+
+
+def _merge(app: App, over: str, report: Report, builder: str | None) -> None:
+    from imgbuild.index import merge
+    from imgbuild.report import say
+
+    context = next((o.machine for o in report.outcomes if o.machine), None)
+    digest = merge(over, report, env=app.env, builder=builder or context)
+    say(f"{over}: {', '.join(o.target for o in report.outcomes)}, {digest}")
+
+
+def _check_podman(base: str, *, elsewhere: bool, cached: bool) -> None:
+    from imgbuild.errors import ConfigError
+
+    if base == "registry":
+        raise ConfigError("--engine podman starts from a bootstrapped base", hint="leave --base out")
+    if elsewhere:
+        raise ConfigError("--engine podman loads into Podman's own store; podman push publishes from there")
+    if cached:
+        raise ConfigError("--cache-from and --cache-to are BuildKit's; --engine podman has none")
+
+
+def _place(where: str | None, app: App) -> str | None:
+    """REGISTRY/PATH, checked and without a slash at its end."""
+    from imgbuild.artifacts import Artifacts
+
+    return Artifacts(where, env=app.env).where if where else None
 
 
 def _again() -> str:
@@ -135,7 +190,7 @@ def _again() -> str:
     for option in ctx.command.params:
         value = ctx.params.get(option.name or "")
         given = ctx.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
-        if not given or option.name in ("targets", "everything"):
+        if not given or option.name in ("targets", "everything", "on"):
             continue
         flag = option.opts[-1]
         for one in value if isinstance(value, tuple) else (value,):
@@ -146,12 +201,14 @@ def _again() -> str:
 def _show(report: Report) -> None:
     from imgbuild.report import human, table
 
+    several = any(o.machine for o in report.outcomes)
     table(
         "",
-        ["target", "state", "tag", "digest", "size", "seconds"],
+        ["target", *(["machine"] if several else []), "state", "tag", "digest", "size", "seconds"],
         [
             [
                 o.target,
+                *([o.machine or "–"] if several else []),
                 o.state,
                 "\n".join(o.tags),
                 (o.digest or "–")[:19],
@@ -160,7 +217,7 @@ def _show(report: Report) -> None:
             ]
             for o in report.outcomes
         ],
-        right=(4, 5),
+        right=(5, 6) if several else (4, 5),
     )
 
 

@@ -27,9 +27,10 @@ def command(app: App, targets: tuple[str, ...], check: bool, show_diff: bool, ou
     selected = matrix.select(targets, everything=True)
     whole = len(selected) == len(matrix.targets)
     plans = make_plans(project, matrix, selected)
-    files = projections.target_files(plans, render.Renderer(project.templates))
+    renderer = render.Renderer(project.templates)
+    files = projections.target_files(plans, renderer)
     if whole:
-        files.update(projections.shared_files(project, plans))
+        files.update(projections.shared_files(project, matrix, plans, renderer))
     refuse_findings(files)
     folder = output or project.root
     owned = ["rendered"] if whole else [f"rendered/{t.name}" for t in selected]

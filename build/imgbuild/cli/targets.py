@@ -10,19 +10,14 @@ if TYPE_CHECKING:
 
 @click.command("targets")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-@click.option("--matrix", "as_matrix", is_flag=True, help="For a CI: the jobs, on one line of JSON.")
 @click.pass_obj
-def command(app: App, as_json: bool, as_matrix: bool) -> None:
+def command(app: App, as_json: bool) -> None:
     """List the targets."""
     import json
 
-    from imgbuild.projections import ci_matrix
     from imgbuild.report import table
 
     targets = app.matrix().targets.values()
-    if as_matrix:
-        click.echo(json.dumps(ci_matrix(targets), separators=(",", ":")))
-        return
     if as_json:
         rows = [
             {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from imgbuild import proc
+from imgbuild.bases import ARCHITECTURES
 from imgbuild.engines import Image
 from imgbuild.engines.blobs import blob_folder, layer_blobs
-from imgbuild.errors import EngineError
+from imgbuild.errors import ConfigError, EngineError
 from imgbuild.render import BUILDKIT
 
 if TYPE_CHECKING:
@@ -23,37 +25,60 @@ _REMEDY = "imgbuild doctor --fix installs and starts one on Debian and Ubuntu"
 _BAKE_ASKS = (0, 17)
 """From this buildx on, bake asks before it reads outside its folder."""
 _CHUNK = 1 << 20
+_LOCAL = "http+docker://localhost"
+"""How the SDK calls a socket of this machine."""
 
 
 class Docker:
+    """The engine that the docker command would use, or the one of a context."""
+
     name = "docker"
     abilities = BUILDKIT
-    command = ("docker",)
     limits = ()
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self.env = env
+    def __init__(self, env: Mapping[str, str], *, context: str | None = None, beside: bool = False) -> None:
+        """`beside`: others build at the same time, so each line of progress names its target."""
+        self.env = dict(env)
+        self.context = context
+        self.beside = beside
+        if context is not None:
+            self.env.pop("DOCKER_HOST", None)  # it would win over every context
+            self.env["DOCKER_CONTEXT"] = context
         self._client: Any = None
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return ("docker",) if self.context is None else ("docker", "--context", self.context)
 
     @property
     def client(self) -> Any:
         """The SDK's client; EngineError when there is no engine to talk to."""
-        import docker  # noqa: PLC0415  (slow to import, and --help has no need of it)
-        from docker.context import ContextAPI  # noqa: PLC0415
-        from docker.errors import DockerException  # noqa: PLC0415
+        from docker.errors import DockerException  # noqa: PLC0415  (slow to import, and --help has no need of it)
 
         if self._client is None:
             try:
-                context = None if self.env.get("DOCKER_HOST") else ContextAPI.get_current_context()
-                if context is not None and context.Name != "default":  # as the docker command does
-                    client = docker.DockerClient(base_url=context.Host, timeout=120)
-                else:
-                    client = docker.from_env(environment=dict(self.env), timeout=120)
+                client = self._connect()
                 client.ping()
             except (DockerException, ValueError, OSError) as e:
+                if self.context is not None:
+                    raise EngineError(
+                        f"the Docker engine of context {self.context} cannot be reached: {_short(e)}",
+                        hint=f"docker --context {self.context} info",
+                    ) from None
                 raise EngineError(f"no Docker engine can be reached: {_short(e)}", hint=_REMEDY) from None
             self._client = client
         return self._client
+
+    def _connect(self) -> Any:
+        import docker  # noqa: PLC0415
+        from docker.context import ContextAPI  # noqa: PLC0415
+
+        if self.context is not None:
+            return _connect_to(self.context, self.env)
+        context = None if self.env.get("DOCKER_HOST") else ContextAPI.get_current_context()
+        if context is not None and context.Name != "default":  # as the docker command does
+            return docker.DockerClient(base_url=context.Host, timeout=120)
+        return docker.from_env(environment=dict(self.env), timeout=120)
 
     def check(self) -> str | None:
         info = self.client.info()
@@ -72,7 +97,15 @@ class Docker:
         except Exception:  # noqa: BLE001  (whatever it raises, it is not alive)
             return False
 
+    def machine(self) -> tuple[str, int, int]:
+        """Of the machine it runs on: architecture in OCI's spelling, cores, bytes of memory."""
+        info = self.client.info()
+        name = str(info["Architecture"])
+        return ARCHITECTURES.get(name, name), int(info["NCPU"]), int(info["MemTotal"])
+
     def data_root(self) -> Path | None:
+        if not str(self.client.api.base_url).startswith(_LOCAL):
+            return None  # a folder of that name here is another one
         root = Path(str(self.client.info().get("DockerRootDir", "/var/lib/docker")))
         return root if root.is_dir() else None
 
@@ -150,14 +183,44 @@ class Docker:
             metadata,
         ]
         argv += ["--progress", {"json": "rawjson"}.get(progress, progress)]
-        if builder:
-            argv += ["--builder", builder]
+        if builder or self.context:  # buildx has a builder of every context's name
+            argv += ["--builder", str(builder or self.context)]
         if no_cache:
             argv.append("--no-cache")
         if self.buildx_version() >= _BAKE_ASKS:
             argv += ["--allow", "fs=/"]  # reads contexts, writes compiled kernels
 
-        return proc.stream([*argv, *targets], log=log, env=self.env)
+        prefix = None
+        if self.beside:
+            prefix = "" if progress == "json" else f"{'+'.join(targets)} | "
+        return proc.stream([*argv, *targets], log=log, env=self.env, prefix=prefix)
+
+
+def contexts(env: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of the docker command's contexts."""
+    done = proc.run(["docker", "context", "ls", "--quiet"], env=env, timeout=30)
+    return tuple(sorted(done.stdout.split()))
+
+
+def _connect_to(context: str, env: Mapping[str, str]) -> Any:
+    """A client for a context's engine. The docker command is asked: the SDK looks into another folder at times."""
+    import docker  # noqa: PLC0415
+    from docker.tls import TLSConfig  # noqa: PLC0415
+
+    done = proc.run(["docker", "context", "inspect", context], env=env, check=False, timeout=30)
+    if done.returncode:
+        raise ConfigError(f"there is no Docker context {context!r}", hint="docker context ls")
+    found: Any = json.loads(done.stdout)[0]
+    endpoint = found["Endpoints"]["docker"]
+    tls: Any = False
+    if files := (found.get("TLSMaterial") or {}).get("docker"):
+        folder = Path(found["Storage"]["TLSPath"], "docker")
+        pair = (str(folder / "cert.pem"), str(folder / "key.pem")) if "cert.pem" in files else None
+        ca = str(folder / "ca.pem") if "ca.pem" in files else None
+        tls = TLSConfig(client_cert=pair, ca_cert=ca, verify=not endpoint.get("SkipTLSVerify"))
+    host = str(endpoint["Host"])
+    # The ssh program, as the docker command does: it knows the user's keys, agent and configuration.
+    return docker.DockerClient(base_url=host, tls=tls, timeout=120, use_ssh_client=host.startswith("ssh:"))
 
 
 class _Chunks(io.RawIOBase):
