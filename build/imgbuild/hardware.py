@@ -192,9 +192,7 @@ def _smi_gpus(text: str) -> tuple[Hardware, frozenset[str]]:
                 name=_line(name),
                 uuid=uuid,
                 capability=_matching(_CAPABILITY, capable),
-                memory=int(total) << 20
-                if total.isascii() and total.isdecimal() and len(total) < 12
-                else None,  # noqa: PLR2004
+                memory=int(total) << 20 if re.fullmatch("[0-9]{1,11}", total) else None,
                 # "[Insufficient Permissions]" says nothing about the GPU.
                 unified=total in ("[N/A]", "N/A", "[Not Supported]"),
             )
