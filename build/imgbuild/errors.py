@@ -87,6 +87,12 @@ class UnsoundError(Exception):
     """Content is not what its name, its digest or its record says; who asked for it tells of what, and the remedy."""
 
 
+class DeploymentError(ImgbuildError):
+    """A container was started and does not serve."""
+
+    exit_code = 12
+
+
 INTERRUPTED = 130
 
 
