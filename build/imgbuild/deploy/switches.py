@@ -187,7 +187,7 @@ class ComposeSwitch:
             "--no-build",
             "--pull",
             "never",
-            labels[f"{_PROJECT}.service"],
+            labels["com.docker.compose.service"],
         ]
         # What it was started with, and not what this shell says of the image.
         own = {
