@@ -17,8 +17,8 @@ from kit import ROOT
 
 sys.path.append(str(ROOT / "tests" / "image"))
 
-from comfyclient import ComfyClient  # noqa: E402
-from scratch import tool_argv, tool_env  # noqa: E402
+from comfyclient import ComfyClient
+from scratch import tool_argv, tool_env
 
 IMAGE = os.environ.get("IMGBUILD_IMAGE", "comfyui:cpu")
 UID = 4321

@@ -26,12 +26,13 @@ def files_of(renderer, d):
     return compose_files(renderer, d, title="t", again="a")
 
 
+def _no_compose():
+    return subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
+
+
 def config(folder, target, env=None, profiles=()):
     """What `docker compose config` makes of a file; it needs no engine."""
-    if (
-        shutil.which("docker") is None
-        or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
-    ):
+    if shutil.which("docker") is None or _no_compose():
         pytest.skip("no docker compose")
     argv = ["docker", "compose", "--file", str(folder / f"{target}.yaml")]
     argv += [word for profile in profiles for word in ("--profile", profile)]
@@ -39,6 +40,7 @@ def config(folder, target, env=None, profiles=()):
         [*argv, "config", "--format", "json"],
         capture_output=True,
         text=True,
+        check=False,
         env={"PATH": os.environ["PATH"], "HOME": str(folder), **(env or {})},
     )
     assert done.returncode == 0, done.stderr

@@ -118,6 +118,13 @@ def test_verbs_of_the_image_are_taken_as_they_are(plans):
     assert deploy(plans["h100"], Wishes(words=("serve", "--cpu"), gpu="none")).words == ("serve", "--cpu")
 
 
+def test_another_verb_runs_beside_the_server(plans):
+    d = deploy(plans["cpu"], Wishes(words=("nodes", "list")))
+    found, rest = options(run_argv(d, "docker"))
+    assert (found["--name"], rest) == (["comfyui-cpu-nodes"], ["comfyui:cpu", "nodes", "list"])
+    assert "--publish" not in found
+
+
 @pytest.mark.parametrize(
     ("wish", "says"),
     [

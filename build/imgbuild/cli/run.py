@@ -50,10 +50,13 @@ def command(
     from imgbuild.deploy.argv import as_text, must_be, run_argv
     from imgbuild.deploy.containers import Containers
     from imgbuild.deploy.deployment import deploy, secrets_of
+    from imgbuild.errors import ConfigError
 
     plan = plan_for(app, settle_target(app, target))
     here = not app.env.get("DOCKER_HOST", "").startswith(("tcp://", "ssh://", "http"))
     d = deploy(plan, read_wishes(app, engine=engine_name, words=args, here=here, **options))
+    if detach and not d.serves:
+        raise ConfigError(f"--detach is for a server, and {d.words[0]} is none")
     rootless = engine_name == "podman" and os.geteuid() != 0
     if only_print:
         argv = run_argv(
@@ -110,7 +113,7 @@ def _refuse_impossible(containers: Containers, d: Deployment, plan: Plan, *, her
             hint=f"imgbuild update {d.name} puts another image into it; {engine} rm --force {d.name} removes it; "
             "--name is another one",
         )
-    if here:
+    if here and d.serves:
         refuse_taken(d.address, d.port, containers.publishing)
     if d.address not in ("127.0.0.1", "::1", "localhost"):
         warn(

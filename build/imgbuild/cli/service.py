@@ -9,6 +9,7 @@ from imgbuild.cli.running import running_options, target_option
 
 if TYPE_CHECKING:
     from imgbuild.cli.app import App
+    from imgbuild.deploy.deployment import Deployment
     from imgbuild.deploy.services import Services
 
 _WRITING = ("print", "install", "enable", "disable")
@@ -83,6 +84,8 @@ def _write(app: App, services: Services, verb: str, target: str, options: dict[s
             f"--env {hidden[0]}: a unit file would show it, and systemd has no value of yours",
             hint="a line of comfyrun.env in the data folder (docs/running.md)",
         )
+    if verb != "print":
+        d = _by_digest(app, services, d)
     files = unit_files(d, services.engine, at_boot=verb == "enable", user=services.user)
     if verb == "print":
         for name, text in files.items():
@@ -99,6 +102,36 @@ def _write(app: App, services: Services, verb: str, target: str, options: dict[s
         if services.user and not services.lingers():
             warn("without a session of yours it does not run; at boot: loginctl enable-linger")
     say(f"{unit} is {'started, and starts at every boot' if verb == 'enable' else 'written'}; {d.url}")
+
+
+def _by_digest(app: App, services: Services, d: Deployment) -> Deployment:
+    """With the tag of exactly what the engine has now, so that a build does not change what the service starts."""
+    from datetime import UTC, datetime
+
+    from imgbuild import proc
+    from imgbuild.deploy.containers import Containers
+    from imgbuild.deploy.deployment import of_image
+    from imgbuild.deploy.ledger import Ledger, cache_folder
+    from imgbuild.deploy.rollout import Rollout, how_to_get
+    from imgbuild.engines.docker import Docker
+    from imgbuild.engines.podman import Podman
+    from imgbuild.report import say, warn
+
+    if proc.which(services.engine, env=app.env) is None:
+        warn(f"{services.engine} is not installed")
+        return d
+    containers = Containers(Podman(app.env) if services.engine == "podman" else Docker(app.env), app.env)
+    image = containers.image(d.image)
+    if image is None:
+        warn(f"{services.engine} has no image {d.image}: {how_to_get(d.image, d.target)}")
+        return d
+    rollout = Rollout(
+        containers,
+        Ledger(cache_folder(app.cache)),
+        lambda: datetime.now(UTC).isoformat(timespec="seconds"),
+        say,
+    )
+    return of_image(d, rollout.pin(image, d.image).image)
 
 
 def _remove(services: Services, name: str, unit: str) -> None:

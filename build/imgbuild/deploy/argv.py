@@ -40,7 +40,7 @@ def run_argv(
     words += ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     words += ["--tmpfs", tmpfs(d)]
     words += _user_words(d, engine, rootless=rootless)
-    words += ["--publish", published(d)]
+    words += ["--publish", published(d)] if d.serves else []
     for volume in d.volumes:
         words += ["--volume", volume.spelled]
     words += ["--shm-size", spell(d.shm), "--pids-limit", str(d.pids)]

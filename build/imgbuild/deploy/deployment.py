@@ -134,6 +134,11 @@ class Deployment:
         return self.stop_timeout + max(_LEAST_STOP, math.ceil(self.stop_timeout / 4))
 
     @property
+    def serves(self) -> bool:
+        """Whether it is a server, and not one of comfyrun's other verbs."""
+        return not self.words or self.words[0] == "serve"
+
+    @property
     def url(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
         return f"http://{host}:{self.port}"
@@ -175,11 +180,12 @@ def deploy(plan: Plan, wishes: Wishes | None = None) -> Deployment:
         raise ConfigError(f"--memory {w.memory}: ComfyUI needs at least 1g to start")
     if memory is not None and shm > memory:
         raise ConfigError(f"--shm {spell(shm)} is more than --memory {spell(memory)}, and counts against it")
+    verb = [word for word in w.words[:1] if word in _VERBS and word != "serve"]  # beside what serves
     stop = 8 if w.stop_timeout is None else w.stop_timeout
     if stop < _LEAST_STOP:
         raise ConfigError(f"--stop-timeout {stop}: at least {_LEAST_STOP} s, or every stop is a kill")
     return Deployment(
-        name=_name(w.name or f"comfyui-{plan.name}"),
+        name=_name(w.name or "-".join(["comfyui", plan.name, *verb])),
         target=plan.name,
         image=w.image or plan.tags[-1],
         words=_words(plan, w.words, gpus, memory),

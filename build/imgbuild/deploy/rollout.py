@@ -54,6 +54,15 @@ class Rollout:
 
     def update(self, name: str, reference: str) -> Report:
         """Put the image that `reference` names now into the place of what runs."""
+        with self.ledger.alone(self.containers.engine.name, name):
+            return self._update(name, reference)
+
+    def rollback(self, name: str) -> Report:
+        """Put the image before back."""
+        with self.ledger.alone(self.containers.engine.name, name):
+            return self._rollback(name)
+
+    def _update(self, name: str, reference: str) -> Report:
         found = self.find(name)
         image = self._image(reference, found)
         if image.id == found.image_id:
@@ -65,8 +74,7 @@ class Rollout:
             self.containers.untag(wanted.image)  # nobody asks for it again by that name
         return report
 
-    def rollback(self, name: str) -> Report:
-        """Put the image before back."""
+    def _rollback(self, name: str) -> Report:
         found = self.find(name)
         before = self._record(name).previous
         if before is None:
