@@ -6,7 +6,10 @@ next command. They are caught once, in `imgbuild.cli.main`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class ImgbuildError(Exception):
@@ -80,6 +83,16 @@ class DiskError(ImgbuildError):
     exit_code = 11
 
 
+class UnsoundError(Exception):
+    """Content is not what its name, its digest or its record says; who asked for it tells of what, and the remedy."""
+
+
+class DeploymentError(ImgbuildError):
+    """A container was started and does not serve."""
+
+    exit_code = 12
+
+
 INTERRUPTED = 130
 
 
@@ -93,3 +106,10 @@ def nearest(name: str, candidates: object) -> str | None:
         return found[0]
     folded = name.casefold()
     return next((n for n in names if folded and (folded in n.casefold() or n.casefold() in folded)), None)
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first line of what pydantic found, with its place."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]

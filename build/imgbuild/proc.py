@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Never
 
 from imgbuild.errors import EngineError, ImgbuildError
 
@@ -184,6 +184,17 @@ class _Lines:
         text = b"".join(self._prefix + line + b"\n" for line in lines if line)
         with _one_line:
             _write(text)
+
+
+def become(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> Never:
+    """Put a program into this process's place: terminal, signals and exit code are its own."""
+    words = [str(a) for a in argv]
+    path = which(words[0], env=env)
+    if path is None:
+        raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(path, words, dict(os.environ if env is None else env))  # noqa: S606  (a list, no shell)
 
 
 def spawn_daemon(argv: Sequence[str | Path], *, log: Path) -> int:

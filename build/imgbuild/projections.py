@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from imgbuild.cimatrix import NO_JOBS
+from imgbuild.deploy.compose import FOLDER as COMPOSE
+from imgbuild.deploy.compose import compose_files, leftovers
+from imgbuild.deploy.deployment import deploy
 from imgbuild.errors import ConfigError
 from imgbuild.matrix import Common, Matrix, Target
 from imgbuild.render import BUILDKIT, Files, Renderer, bake_file, pretty
@@ -12,6 +15,7 @@ from imgbuild.textfile import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from imgbuild.plan import Plan
     from imgbuild.project import Project
@@ -38,6 +42,24 @@ def target_files(plans: Sequence[Plan], renderer: Renderer) -> Files:
         for plan in plans
         for name, text in renderer.context(plan, BUILDKIT).items()
     }
+
+
+def compose_projection(plans: Sequence[Plan], renderer: Renderer) -> Files:
+    """compose/: what all targets share, and a file a target."""
+    files: Files = {}
+    for plan in plans:
+        made = compose_files(
+            renderer, deploy(plan), title=f"ComfyUI for {plan.title}", again="imgbuild render", folder=COMPOSE
+        )
+        files.update({f"{COMPOSE}/{name}": text for name, text in made.items()})
+    return files
+
+
+def owned_paths(root: Path, files: Files, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Where a file that is not among `files` is a leftover; `names` are targets, None is all of them."""
+    if names is not None:
+        return tuple(f"rendered/{name}" for name in names)
+    return ("rendered", *leftovers(root, files))
 
 
 def committed_bake_file(plans: Sequence[Plan]) -> dict[str, Any]:

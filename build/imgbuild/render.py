@@ -81,6 +81,7 @@ class Renderer:
         self.env.filters["quote"] = quote
         # ${{ }} is GitHub's own.
         self.for_workflows = self.env.overlay(variable_start_string="<{", variable_end_string="}>")
+        self.env.filters["yaml"] = as_yaml
         self.verbatim = {
             f"stages/{name}": self._read(folder=templates, name=f"stages/{name}") for name in _STAGE_SCRIPTS
         }
@@ -114,6 +115,10 @@ class Renderer:
             raise
         except Exception as e:  # noqa: BLE001  (a template is code: whatever it raises is its mistake)
             raise ConfigError(f"{self._place(name, e)}: {_what(e)}") from None
+
+    def text(self, name: str, **values: Any) -> str:
+        """One file that is no part of a build context."""
+        return tidy(self._template(name, **values))
 
     def _place(self, name: str, error: Exception) -> str:
         """File and line of a mistake, which may be in an included file."""
@@ -176,6 +181,11 @@ def _what(error: Exception) -> str:
 def quote(value: object) -> str:
     """A word in a Dockerfile's double quotes, taken as it is: no variable of the build is put in."""
     return json.dumps(str(value), ensure_ascii=False).replace("$", "\\$")
+
+
+def as_yaml(value: object) -> str:
+    """A value on one line of a compose file (JSON is YAML), in which nothing is a variable of compose."""
+    return json.dumps(value, ensure_ascii=False).replace("$", "$$")
 
 
 def tidy(text: str) -> str:
@@ -250,12 +260,12 @@ def write(files: Files, folder: Path) -> tuple[str, ...]:
 def difference(files: Files, folder: Path, *, owned: Sequence[str] = ()) -> str:
     """A unified diff from what stands in `folder` to `files`; empty when nothing has drifted.
 
-    `owned` are folders in which a file that is not among `files` is a leftover.
+    `owned` are folders in which a file that is not among `files` is a leftover, or such files.
     """
     lines: list[str] = []
     names = set(files)
     for root in owned:
-        names.update(p.relative_to(folder).as_posix() for p in (folder / root).rglob("*") if p.is_file())
+        names.update(p.relative_to(folder).as_posix() for p in _below(folder / root) if p.is_file())
     for name in sorted(names):
         path = folder / name
         # As they are: a CRLF, and what is no UTF-8, is drift as well.
@@ -267,15 +277,19 @@ def difference(files: Files, folder: Path, *, owned: Sequence[str] = ()) -> str:
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
+def _below(path: Path) -> list[Path]:
+    return [path] if path.is_file() else list(path.rglob("*"))
+
+
 def _lines(text: str) -> list[str]:
     return list(io.StringIO(text, newline="\n"))
 
 
 def remove_leftovers(files: Files, folder: Path, *, owned: Sequence[str]) -> tuple[str, ...]:
-    """Delete the files in `owned` folders that no plan renders any more."""
+    """Delete the files in `owned` folders, or of these names, that no plan renders any more."""
     gone = []
     for root in owned:
-        for path in sorted((folder / root).rglob("*"), reverse=True):
+        for path in sorted(_below(folder / root), reverse=True):
             name = path.relative_to(folder).as_posix()
             if path.is_file() and name not in files:
                 path.unlink()

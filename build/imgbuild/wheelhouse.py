@@ -35,7 +35,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from imgbuild import fatbin
-from imgbuild.errors import ConfigError, DiskError, VerificationError
+from imgbuild.errors import ConfigError, DiskError, UnsoundError, VerificationError, first_mistake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -67,10 +67,6 @@ _UNREADABLE = (
 _Text = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
 
-class UnsoundError(Exception):
-    """A wheel, or an entry, is not what it should be: the words say what is wrong."""
-
-
 class Record(BaseModel):
     """What entry.json holds, and the configuration of an artifact: an entry without its place."""
 
@@ -98,12 +94,6 @@ class Record(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as e:
             raise UnsoundError(f"{RECORD_FILE}: {first_mistake(e)}") from None
-
-
-def first_mistake(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 @dataclass(frozen=True, kw_only=True)

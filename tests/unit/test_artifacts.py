@@ -23,6 +23,7 @@ from test_wheelhouse import FACTS, KEY, OTHER, imgbuild, make_wheel, store, tree
 from imgbuild import artifacts
 from imgbuild.artifacts import Artifacts
 from imgbuild.errors import ConfigError, DiskError, RegistryError
+from imgbuild.transport import Patience
 from imgbuild.wheelhouse import Wheelhouse
 
 TITLE = "org.opencontainers.image.title"
@@ -311,7 +312,7 @@ def test_disk_full_while_pulling(pushed, second, env, monkeypatch):
     def full(_self, _blob, _file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifacts._Repository, "download", full)
+    monkeypatch.setattr(artifacts.Repository, "download", full)
     with pytest.raises(DiskError):
         Artifacts(pushed.where, env=env).pull("sageattention", KEY, second)
     assert tree(second.folder) == []
@@ -322,7 +323,7 @@ def test_interrupted_while_pulling(pushed, second, env, monkeypatch):
         file.write(b"PK")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artifacts._Repository, "download", interrupted)
+    monkeypatch.setattr(artifacts.Repository, "download", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Artifacts(pushed.where, env=env).pull("sageattention", KEY, second)
     assert tree(second.folder) == []
@@ -413,7 +414,7 @@ def test_name_that_is_not_known(entry, env, monkeypatch):
 
 
 def test_silent_registry(fake, entry, env, monkeypatch):
-    monkeypatch.setattr(artifacts, "_TIMEOUT", (1.0, 0.2))
+    monkeypatch.setattr(artifacts, "AT_ONCE", Patience(tries=1, connect=1.0, silence=0.2))
     fake.misbehave = lambda _handler: time.sleep(1) or False
     with pytest.raises(RegistryError, match="fell silent"):
         Artifacts(fake.where, env=env).push(entry)
@@ -569,15 +570,6 @@ def test_wrong_password(fake, entry, env):
     assert caught.value.hint.startswith(f"docker login {host}, then: imgbuild wheels push")
 
 
-def test_login_is_sent_by_https_only(env):
-    repository = artifacts._Repository("registry.example", "x", actions="pull", env=env)
-    with pytest.raises(artifacts._RefusedError, match="which is not HTTPS"):
-        repository._token(
-            {"realm": "http://registry.example/token"}, {"username": "me", "password": "secret"}
-        )
-    repository.close()
-
-
 @pytest.mark.parametrize("helper", ["credsStore", "credHelpers", "missing", "broken"])
 def test_credential_helper(fake, entry, env, tmp_path, monkeypatch, helper):
     fake.misbehave = Tokens()
@@ -619,7 +611,7 @@ def test_unknown_kind_of_login(fake, entry, env):
         Artifacts(fake.where, env=env).push(entry)
 
 
-# Places and proxies
+# Places
 
 
 @pytest.mark.parametrize(
@@ -628,57 +620,6 @@ def test_unknown_kind_of_login(fake, entry, env):
 def test_no_place(where, env):
     with pytest.raises(ConfigError, match="is no place in a registry"):
         Artifacts(where, env=env)
-
-
-@pytest.mark.parametrize(
-    ("where", "origin"),
-    [
-        ("localhost/x", "http://localhost"),
-        ("localhost:5000", "http://localhost:5000"),
-        ("127.0.0.1:5000/x/", "http://127.0.0.1:5000"),
-        ("127.9.9.9:5000/x", "http://127.9.9.9:5000"),
-        ("[::1]:5000/x", "http://[::1]:5000"),
-        ("10.0.0.1:5000/x", "https://10.0.0.1:5000"),
-        ("localhost.example/x", "https://localhost.example"),
-        ("registry.example:443/a/b-c/d__e", "https://registry.example:443"),
-    ],
-)
-def test_plain_http_on_loopback_only(where, origin, env):
-    host = Artifacts(where, env=env)._host
-    repository = artifacts._Repository(host, "x", actions="pull", env=env)
-    assert repository._url("blobs", "y") == f"{origin}/v2/x/blobs/y"
-    repository.close()
-
-
-def test_proxies_and_certificates_are_those_of_env(env, tmp_path, monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://not-this:1")
-    bundle = tmp_path / "ca.pem"
-    bundle.write_text("-----BEGIN CERTIFICATE-----\n")
-    env |= {"https_proxy": "http://proxy:3128", "NO_PROXY": "near.example", "REQUESTS_CA_BUNDLE": str(bundle)}
-    repository = artifacts._Repository("far.example", "x", actions="pull", env=env)
-    assert repository._session.verify == str(bundle)
-    assert repository._proxies_for("https://far.example/v2/") == {"https": "http://proxy:3128"}
-    assert repository._proxies_for("https://near.example/v2/") == {}
-    assert repository._proxies_for("http://127.0.0.1:5000/v2/") == {}
-    repository.close()
-
-
-def test_http_location_of_an_https_registry(env, monkeypatch):
-    """Registries behind a proxy that ends TLS often forget it."""
-    repository = artifacts._Repository("far.example", "x", actions="pull", env=env)
-    asked = []
-
-    def send(method, url, *_args, **_more):
-        asked.append(f"{method} {url}")
-        answer = artifacts.requests.Response()
-        answer.status_code = {"HEAD": 404, "POST": 202, "PUT": 201}[method]
-        answer.headers["Location"] = "http://far.example/upload?a=1"
-        return answer
-
-    monkeypatch.setattr(repository, "_send", send)
-    repository.upload("sha256:1", b"x")
-    assert asked[-1] == "PUT https://far.example/upload?a=1&digest=sha256%3A1"
-    repository.close()
 
 
 # A registry as people run it

@@ -28,12 +28,12 @@ def command(app: App, targets: tuple[str, ...], check: bool, show_diff: bool, ou
     whole = len(selected) == len(matrix.targets)
     plans = make_plans(project, matrix, selected)
     renderer = render.Renderer(project.templates)
-    files = projections.target_files(plans, renderer)
+    files = projections.target_files(plans, renderer) | projections.compose_projection(plans, renderer)
     if whole:
         files.update(projections.shared_files(project, matrix, plans, renderer))
     refuse_findings(files)
     folder = output or project.root
-    owned = ["rendered"] if whole else [f"rendered/{t.name}" for t in selected]
+    owned = projections.owned_paths(folder, files, None if whole else [t.name for t in selected])
     if check or show_diff:
         found = render.difference(files, folder, owned=owned)
         if found:

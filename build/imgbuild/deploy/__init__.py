@@ -1,0 +1,1 @@
+"""How an image is run: one Deployment, and its projections for Docker, Podman, compose and systemd."""
