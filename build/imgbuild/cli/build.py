@@ -9,6 +9,7 @@ from imgbuild.cli.app import (
     App,
     base_option,
     budget_options,
+    command_again,
     complete_target,
     parse_sources,
     source_option,
@@ -123,24 +124,7 @@ def command(
     if metadata_file:
         _write_metadata(report, metadata_file)
     if not dry_run:
-        raise_for(report, _again())
-
-
-def _again() -> str:
-    """This command without its targets, to be repeated for those that failed."""
-    import shlex
-
-    ctx = click.get_current_context()
-    words = ["imgbuild", "build"]
-    for option in ctx.command.params:
-        value = ctx.params.get(option.name or "")
-        given = ctx.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
-        if not given or option.name in ("targets", "everything"):
-            continue
-        flag = option.opts[-1]
-        for one in value if isinstance(value, tuple) else (value,):
-            words += [flag] if one is True else [flag, str(one)]
-    return shlex.join(words)
+        raise_for(report, command_again())
 
 
 def _show(report: Report) -> None:
