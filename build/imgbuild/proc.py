@@ -12,13 +12,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from imgbuild.errors import EngineError, ImgbuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 verbose = False
@@ -67,11 +69,7 @@ def run(
     `timeout` is in seconds. With `check`, a status other than 0 or a timeout
     raises ProcError; without, a timeout gives returncode 124.
     """
-    words = [str(a) for a in argv]
-    if which(words[0], env=env) is None:
-        raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
-    if verbose:
-        print("+", shlex.join(words), file=sys.stderr)
+    words = _words(argv, env)
     try:
         done = subprocess.run(
             words,
@@ -110,11 +108,7 @@ def stream(
     What it prints goes to stderr and to `log`. On a terminal the command gets
     a terminal of its own, so that BuildKit's moving display stays what it is.
     """
-    words = [str(a) for a in argv]
-    if which(words[0], env=env) is None:
-        raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
-    if verbose:
-        print("+", shlex.join(words), file=sys.stderr)
+    words = _words(argv, env)
     use_pty = show and sys.stderr.isatty()
     if use_pty:
         reader, writer = pty.openpty()
@@ -148,6 +142,80 @@ def stream(
     finally:
         log.flush()
         os.close(reader)
+
+
+@contextmanager
+def reading(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> Iterator[IO[bytes]]:
+    """What a command writes to stdout, as a stream; ProcError when it fails, whoever reads to its end or not."""
+    words = _words(argv, env)
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(
+            words,
+            env=dict(env) if env is not None else None,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as child:
+            assert child.stdout is not None
+            try:
+                yield child.stdout
+            except BaseException:
+                child.terminate()
+                raise
+            while child.stdout.read(1 << 20):  # or it would wait for ever to write the rest
+                pass
+        if child.returncode:
+            raise ProcError(words, child.returncode, _said(errors))
+
+
+def feed(
+    argv: Sequence[str | Path], pieces: Iterable[bytes], *, env: Mapping[str, str] | None = None
+) -> Result:
+    """Run a command that reads `pieces` from stdin; ProcError when it fails.
+
+    When it ends before it has read all, that is a failure too. An exception of `pieces` ends the command.
+    """
+    words = _words(argv, env)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        broken = False
+        with subprocess.Popen(
+            words,
+            env=dict(env) if env is not None else None,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=errors,
+        ) as child:
+            assert child.stdin is not None
+            try:
+                for piece in pieces:
+                    child.stdin.write(piece)
+                child.stdin.close()
+            except BrokenPipeError:
+                broken = True
+                with suppress(BrokenPipeError):
+                    child.stdin.close()
+            except BaseException:
+                child.kill()
+                with suppress(BrokenPipeError):
+                    child.stdin.close()
+                raise
+        if child.returncode or broken:
+            raise ProcError(words, child.returncode, _said(errors) or "it read only a part of its input")
+        return Result(returncode=0, stdout=_said(out), stderr=_said(errors))
+
+
+def _words(argv: Sequence[str | Path], env: Mapping[str, str] | None) -> list[str]:
+    words = [str(a) for a in argv]
+    if which(words[0], env=env) is None:
+        raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
+    if verbose:
+        print("+", shlex.join(words), file=sys.stderr)
+    return words
+
+
+def _said(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(100_000).decode(errors="replace")
 
 
 def spawn_daemon(argv: Sequence[str | Path], *, log: Path) -> int:
