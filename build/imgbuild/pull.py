@@ -126,7 +126,7 @@ def decide(
 
 def _misfit(choice: Choice, asked: str) -> str:
     verdict = next(v for v in choice.verdicts if v.candidate.target == asked)
-    if verdict.fits or not verdict.candidate.has_gpu_code:
+    if verdict.runs:
         return ""
     return f"{asked} does not run on this machine: {verdict.why}"
 
@@ -195,6 +195,7 @@ def as_json(decision: Decision, found: Sequence[Offer], hardware: Hardware, movi
             {
                 "target": o.target,
                 "reference": o.candidate.reference,
+                "runs": verdicts[o.target].runs,
                 "fits": verdicts[o.target].fits,
                 "why": verdicts[o.target].why,
                 "digest": o.image.digest if o.image else None,

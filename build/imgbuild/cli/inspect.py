@@ -48,12 +48,12 @@ def command(
         known = contents.as_json() if contents is not None and not isinstance(contents, str) else None
         document = {
             **located.view.as_json(),
-            "runs_here": {"runs": verdict.fits, "why": verdict.why},
+            "runs_here": {"runs": verdict.runs, "why": verdict.why},
             "packages": known,
         }
         click.echo(json.dumps(document, indent=2))
         return
-    _show(located.view, verdict.fits, verdict.why)
+    _show(located.view, verdict.runs, verdict.why)
     if contents is not None:
         _show_packages(contents)
 
@@ -66,7 +66,8 @@ def _show(view: View, runs: bool, why: str) -> None:
     if rows := code_rows(view):
         table("Kernels", ["kernel", "version", "code for", "wheelhouse key"], rows)
     stored = "compressed" if view.place == "registry" else "as stored"
-    table("Layers, from the bottom to the top", *layer_columns(view, stored), right=(1, 2))
+    columns, rows = layer_columns(view, stored)
+    table("Layers, from the bottom to the top", columns, rows, right=range(1, len(columns) - 2))
     table("Environment", ["variable", "value"], [list(r) for r in secret_free(view.environment)])
     table("Labels", ["label", "value"], [[n, v] for n, v in sorted(view.labels.items())])
 

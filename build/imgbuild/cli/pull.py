@@ -133,13 +133,13 @@ def _show(
         rows.append(
             [
                 offer.target,
-                "yes" if verdict.fits else "no",
+                "yes" if verdict.runs else "no",
                 verdict.why,
                 amount(offer.size),
                 amount(moving.get(offer.target)),
             ]
         )
-    table(where, ["target", "runs here", "why", "compressed", "to fetch"], rows, right=(3, 4))
+    table(where, ["target", "runs here", "why", "compressed", "to fetch, at most"], rows, right=(3, 4))
 
 
 def _check_disk(decision: Decision, moving: Mapping[str, int], engine_store: Store) -> None:
