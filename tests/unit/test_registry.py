@@ -357,9 +357,12 @@ def test_tls(certificate, env):
         host = f"127.0.0.1:{server.getsockname()[1]}"
         threading.Thread(target=_relay, args=(server, context, store.host), daemon=True).start()
         repository = Repository(host, "x", env=env, patience=QUICK)
-        with pytest.raises(RegistryError, match="certificate that is not trusted here") as caught:
-            with told("x", host=host), repository:
-                repository.tags()
+        with (
+            pytest.raises(RegistryError, match="certificate that is not trusted here") as caught,
+            told("x", host=host),
+            repository,
+        ):
+            repository.tags()
         assert "SSL_CERT_FILE" in caught.value.hint
         assert store.asked == [], "nothing was asked of whom nobody trusts"
         env |= {"SSL_CERT_FILE": str(certificate / "tls.crt")}
