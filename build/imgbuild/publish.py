@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from imgbuild.build import Builder, Options
     from imgbuild.matrix import Target
+    from imgbuild.plan import Plan
     from imgbuild.publisher import Publisher, Staged, Tag
 
 
@@ -26,6 +28,8 @@ class Published:
     images: tuple[Staged, ...]
     tags: tuple[Tag, ...]
     """All of them, those of the combined index last."""
+    strange: tuple[str, ...]
+    """Targets of which this engine has an image with other layers: what was tested here is not what is published."""
     seconds: float
 
 
@@ -47,7 +51,7 @@ def publish(
     if combined is not None:
         check_combined({t.name: t.platform for t in targets}, combined, builder.matrix.targets)
     publisher.check(image)
-    staged = []
+    staged, strange = [], []
     for target in targets:
         folder = builder.cache / "publish"
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +65,29 @@ def publish(
                 raise VerificationError(f"{target.name}: the engine gave out no image: {e}") from None
             (plan,) = report.plans
             staged.append(publisher.stage(plan, layout))
+            if _differs(builder, plan, layout):
+                strange.append(target.name)
     tags = publisher.finish(staged, image, combined)
-    return Published(images=tuple(staged), tags=tags, seconds=time.monotonic() - begun)
+    return Published(
+        images=tuple(staged), tags=tags, strange=tuple(strange), seconds=time.monotonic() - begun
+    )
+
+
+def _differs(builder: Builder, plan: Plan, layout: Layout) -> bool:
+    """Whether the engine has an image of that name with other layers; said, because tests may have been of that one."""
+    here = builder.engine.find(plan.tags[0])
+    there = layout.config(layout.image(plan.platform).manifest()).rootfs.diff_ids
+    if here is None or not here.layers or here.layers == there:
+        return False
+    changed = sum(a != b for a, b in itertools.zip_longest(here.layers, there))
+    builder.notice(
+        f"NOT the same as {plan.tags[0]} of this engine: {changed} of {len(there)} layers differ.",
+        [
+            "That image was built from other files than those that are here now; what was tested on it is not proven of",
+            f"what is published. To look at the new one: imgbuild build -t {plan.name}, then imgbuild test -t {plan.name}.",
+        ],
+    )
+    return True
 
 
 def check_combined(platforms: Mapping[str, str], name: str, taken: Iterable[str]) -> None:

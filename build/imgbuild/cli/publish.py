@@ -177,6 +177,7 @@ def _print(done: Published, *, dry_run: bool) -> None:
                 "sbom": s.sbom,
                 "signed": s.signed,
                 "bytes": asdict(s.moved),
+                "differs_from_engine": s.target in done.strange,
                 "seconds": round(s.seconds, 1),
             }
             for s in done.images
