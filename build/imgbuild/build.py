@@ -52,6 +52,8 @@ class Options:
     """A registry and path whose build cache is read."""
     cache_to: str | None = None
     """A registry and path that gets this build's cache."""
+    export: Path | None = None
+    """A folder for the image as an OCI layout, attested and compressed as it is published; of one target."""
     no_cache: bool = False
     progress: str = "auto"
     dry_run: bool = False
@@ -67,7 +69,7 @@ class Options:
     @property
     def local(self) -> bool:
         """Whether the images go into the local engine."""
-        return self.output is None and self.push is None
+        return self.output is None and self.push is None and self.export is None
 
     def tags(self, plan: Plan) -> tuple[str, ...]:
         return tuple(f"{self.push.rstrip('/')}/{tag}" if self.push else tag for tag in plan.tags)
@@ -98,6 +100,8 @@ class Report:
     log: Path | None
     seconds: float
     metadata: Mapping[str, Any]
+    plans: tuple[Plan, ...] = ()
+    """What was built, with the sources that were at hand."""
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
@@ -264,7 +268,7 @@ class Builder:
     def build(self, targets: Sequence[Target], options: Options) -> Report:
         """Build images; every finished part is kept, whatever happens to the others."""
         begun = time.monotonic()
-        if options.output and len(targets) > 1:
+        if (options.output or options.export) and len(targets) > 1:
             raise ConfigError(
                 "--output names one place, and there are several targets", hint="one call a target"
             )
@@ -288,6 +292,8 @@ class Builder:
         """Before anything starts: DiskError or EngineError when the engine has no room for these, or cannot."""
         self._check_platforms(plans)
         self._check_disk(estimate.disk(plans, host_platform=f"linux/{bases.host_arch()}"), options)
+        if options.export:
+            self._check_export(plans, options.export, options)
 
     def dry_run(self, plans: Sequence[Plan], work: Path, options: Options) -> Report:
         self._context(plans, work)
@@ -322,7 +328,7 @@ class Builder:
         path = work / "docker-bake.json"
         path.write_text(render.pretty(bake))
         report = self._run(plans, path, work, log, options, begun, staged)
-        return replace(report, outcomes=(*report.outcomes, *stuck))
+        return replace(report, outcomes=(*report.outcomes, *stuck), plans=plans)
 
     def _kernels_of_images(
         self, plans: Sequence[Plan], bake: Mapping[str, Any], work: Path, log: Path, options: Options
@@ -482,6 +488,19 @@ class Builder:
                 hint="imgbuild df shows what takes it, imgbuild prune frees it; --force builds all the same",
             )
 
+    def _check_export(self, plans: Sequence[Plan], folder: Path, options: Options) -> None:
+        """The compressed image lies there while it is published, and the engine keeps its layers for the next time."""
+        free = shutil.disk_usage(folder.parent).free
+        root = self.engine.data_root()
+        same = root is not None and root.stat().st_dev == folder.parent.stat().st_dev
+        need = sum(estimate.compressed(p) for p in plans) * (2 if same else 1)
+        if free < need and not options.force:
+            raise DiskError(
+                f"{estimate.gigabytes(free)} are free for {folder.parent}, and compressing "
+                f"{', '.join(p.name for p in plans)} may take {estimate.gigabytes(need)}",
+                hint="imgbuild df shows what takes it, imgbuild prune frees it; --force goes on all the same",
+            )
+
     def _check_platforms(self, plans: Sequence[Plan]) -> None:
         foreign = [p for p in plans if p.arch != bases.host_arch()]
         if foreign and not self.engine.abilities.cross:
@@ -526,6 +545,8 @@ class Builder:
             if options.local:
                 # Provenance holds times: with it, an image of which nothing changed would get a new digest.
                 entry["attest"] = ["type=provenance,disabled=true"]
+            elif options.export:
+                entry["attest"] = ["type=provenance,mode=min"]  # max would hold build arguments
         return bake
 
     def _kernel_contexts(self, plans: Sequence[Plan], work: Path, options: Options) -> dict[str, str]:
@@ -759,8 +780,12 @@ def _registry_cache(plan: Plan, options: Options) -> dict[str, list[str]]:
 def _output(options: Options) -> str:
     if options.output:
         return options.output
+    # Forced, because what a local build left in the cache is not compressed.
+    zstd = "compression=zstd,compression-level=3,force-compression=true,oci-mediatypes=true"
+    if options.export:
+        return f"type=oci,tar=false,dest={options.export},{zstd}"
     if options.push:
-        return "type=registry,compression=zstd,compression-level=3,force-compression=true,oci-mediatypes=true"
+        return f"type=registry,{zstd}"
     # Nobody downloads a local image: compressing it would only cost time. OCI's media types, because Docker's own
     # have none for a base's zstd layer, and the engine then refuses to start the image.
     return "type=docker,compression=uncompressed,oci-mediatypes=true"

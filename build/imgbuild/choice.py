@@ -86,8 +86,11 @@ class Verdict:
     """Whether one candidate runs here, and why."""
 
     candidate: Candidate
-    fits: bool
+    runs: bool
+    """Whether it can be used here at all."""
     why: str
+    fits: bool = False
+    """Whether it is what this machine should get: an image without GPU code runs beside a GPU, and wastes it."""
     gpu: Gpu | None = None
     """The GPU that it runs on."""
 
@@ -106,23 +109,23 @@ class Choice:
 def judge(image: Candidate, hardware: Hardware, platform: str) -> Verdict:
     """Hold one image against the machine: the first GPU that it fits, or why it fits none."""
     if image.problem is not None:
-        return Verdict(candidate=image, fits=False, why=image.problem)
+        return Verdict(candidate=image, runs=False, why=image.problem)
     if image.platform not in (None, platform):
         return Verdict(
-            candidate=image, fits=False, why=f"it is for {image.platform}, this machine is {platform}"
+            candidate=image, runs=False, why=f"it is for {image.platform}, this machine is {platform}"
         )
     if not image.has_gpu_code:
-        why = "it has no GPU code: it runs everywhere, on the CPU"
-        return Verdict(candidate=image, fits=not hardware.gpus, why=why)
+        why = "it has no GPU code, and runs on the CPU"
+        return Verdict(candidate=image, runs=True, fits=not hardware.gpus, why=why)
     if not hardware.gpus:
-        return Verdict(candidate=image, fits=False, why=f"it needs a GPU of {image.capability}")
+        return Verdict(candidate=image, runs=False, why=f"it needs a GPU of {image.capability}")
     refused: dict[str, None] = {}
     for gpu in hardware.gpus:
         why_not = refusal(image, gpu, hardware)
         if why_not is None:
-            return Verdict(candidate=image, fits=True, gpu=gpu, why=_praise(image, gpu))
+            return Verdict(candidate=image, runs=True, fits=True, gpu=gpu, why=_praise(image, gpu))
         refused[why_not] = None
-    return Verdict(candidate=image, fits=False, why="; ".join(refused))
+    return Verdict(candidate=image, runs=False, why="; ".join(refused))
 
 
 def refusal(image: Candidate, gpu: Gpu, hardware: Hardware) -> str | None:

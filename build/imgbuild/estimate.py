@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 UNPACKED_PER_WHEEL = 1.75
 UNPACKED_BESIDE = 950_000_000
 COPIES = 3.8
+# And zstd's layers: 1.0 to 1.1 times the wheels, and the base.
+COMPRESSED_PER_WHEEL = 1.1
+COMPRESSED_BESIDE = 350_000_000
 _SECONDS_PER_GB = 50
 _SECONDS_BESIDE = 60
 _SECONDS_EMULATED = 200  # a foreign base, where it has to be bootstrapped
@@ -47,6 +50,11 @@ def disk(plans: Sequence[Plan], *, host_platform: str) -> Need:
         seconds=int(seconds),
         tags=tuple(p.tags[0] for p in plans),
     )
+
+
+def compressed(plan: Plan) -> int:
+    """Bytes of an image as it is published."""
+    return int(plan.wheels_size * COMPRESSED_PER_WHEEL + COMPRESSED_BESIDE)
 
 
 def gigabytes(size: int) -> str:

@@ -12,14 +12,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Never
 
 from imgbuild.errors import EngineError, ImgbuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _streaming: set[subprocess.Popen[bytes]] = set()
@@ -71,11 +73,7 @@ def run(
     `timeout` is in seconds. With `check`, a status other than 0 or a timeout
     raises ProcError; without, a timeout gives returncode 124.
     """
-    words = [str(a) for a in argv]
-    if which(words[0], env=env) is None:
-        raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
-    if verbose:
-        print("+", shlex.join(words), file=sys.stderr)
+    words = _words(argv, env)
     try:
         done = subprocess.run(
             words,
@@ -117,11 +115,7 @@ def stream(
     With a `prefix`, which is for several commands at once, stderr gets whole
     lines that begin with it.
     """
-    words = [str(a) for a in argv]
-    if which(words[0], env=env) is None:
-        raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
-    if verbose:
-        print("+", shlex.join(words), file=sys.stderr)
+    words = _words(argv, env)
     use_pty = show and prefix is None and sys.stderr.isatty()
     write = _write if prefix is None else _Lines(prefix).write
     if use_pty:
@@ -195,6 +189,80 @@ def become(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None) 
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(path, words, dict(os.environ if env is None else env))  # noqa: S606  (a list, no shell)
+
+
+@contextmanager
+def reading(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> Iterator[IO[bytes]]:
+    """What a command writes to stdout, as a stream; ProcError when it fails, whoever reads to its end or not."""
+    words = _words(argv, env)
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(
+            words,
+            env=dict(env) if env is not None else None,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as child:
+            assert child.stdout is not None
+            try:
+                yield child.stdout
+            except BaseException:
+                child.terminate()
+                raise
+            while child.stdout.read(1 << 20):  # or it would wait for ever to write the rest
+                pass
+        if child.returncode:
+            raise ProcError(words, child.returncode, _said(errors))
+
+
+def feed(
+    argv: Sequence[str | Path], pieces: Iterable[bytes], *, env: Mapping[str, str] | None = None
+) -> Result:
+    """Run a command that reads `pieces` from stdin; ProcError when it fails.
+
+    When it ends before it has read all, that is a failure too. An exception of `pieces` ends the command.
+    """
+    words = _words(argv, env)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        broken = False
+        with subprocess.Popen(
+            words,
+            env=dict(env) if env is not None else None,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=errors,
+        ) as child:
+            assert child.stdin is not None
+            try:
+                for piece in pieces:
+                    child.stdin.write(piece)
+                child.stdin.close()
+            except BrokenPipeError:
+                broken = True
+                with suppress(BrokenPipeError):
+                    child.stdin.close()
+            except BaseException:
+                child.kill()
+                with suppress(BrokenPipeError):
+                    child.stdin.close()
+                raise
+        if child.returncode or broken:
+            raise ProcError(words, child.returncode, _said(errors) or "it read only a part of its input")
+        return Result(returncode=0, stdout=_said(out), stderr=_said(errors))
+
+
+def _words(argv: Sequence[str | Path], env: Mapping[str, str] | None) -> list[str]:
+    words = [str(a) for a in argv]
+    if which(words[0], env=env) is None:
+        raise EngineError(f"the program {words[0]!r} is not installed", hint="imgbuild doctor --fix")
+    if verbose:
+        print("+", shlex.join(words), file=sys.stderr)
+    return words
+
+
+def _said(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(100_000).decode(errors="replace")
 
 
 def spawn_daemon(argv: Sequence[str | Path], *, log: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from imgbuild.errors import ImgbuildError
@@ -69,6 +70,52 @@ def human(size: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     raise AssertionError
+
+
+class Meter:
+    """Bytes on their way: a moving line on a terminal, else a line every `pause` seconds. Use it with `with`.
+
+    `total` is in bytes; 0 where nobody knows.
+    """
+
+    def __init__(self, what: str, total: int, *, pause: float = 10.0) -> None:
+        self._what, self._total, self._pause = what, total, pause
+        self._done = 0
+        self._begun = self._told = time.monotonic()
+        self._moving = sys.stderr.isatty()
+        self._shown = False
+
+    def __enter__(self) -> Meter:  # noqa: PYI034  (no subclass will come)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._moving and self._shown:
+            print(file=sys.stderr, flush=True)
+
+    def add(self, size: int) -> None:
+        """`size` more bytes; less than 0 when what was done has to be done again."""
+        self.at(self._done + size)
+
+    def at(self, done: int) -> None:
+        """`done` bytes so far."""
+        self._done = done
+        now = time.monotonic()
+        if now - self._told < (0.2 if self._moving else self._pause):
+            return
+        self._told, self._shown = now, True
+        line = f"{self._what}: {self._state(now - self._begun)}"
+        if self._moving:
+            print(f"\r\x1b[K{_paint('•', '36')} {line}", end="", file=sys.stderr, flush=True)
+        else:
+            say(line)
+
+    def _state(self, seconds: float) -> str:
+        rate = self._done / seconds
+        if not self._total:
+            return f"{human(self._done)}, {human(int(rate))}/s"
+        left = max(0, self._total - self._done) / rate if rate > 0 else 0
+        percent = min(100, 100 * self._done // self._total)
+        return f"{human(self._done)} of {human(self._total)} ({percent} %), {human(int(rate))}/s, {left:.0f} s left"
 
 
 def _paint(text: str, code: str) -> str:

@@ -128,3 +128,20 @@ def budget_options(f: F) -> F:
     return click.option(
         "--jobs", type=int, help="Compilers at once; as many as cores and memory allow, if not given."
     )(f)
+
+
+def command_again(*, without: tuple[str, ...] = ("targets", "everything")) -> str:
+    """The command that runs, in words for a shell, to be repeated; by default for those targets that failed."""
+    import shlex
+
+    ctx = click.get_current_context()
+    words = ["imgbuild", ctx.command.name or ""]
+    for option in ctx.command.params:
+        value = ctx.params.get(option.name or "")
+        given = ctx.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
+        if not given or option.name in without:
+            continue
+        flag = option.opts[-1]
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [flag] if one is True else [flag, str(one)]
+    return shlex.join(words)

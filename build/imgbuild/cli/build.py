@@ -9,6 +9,7 @@ from imgbuild.cli.app import (
     App,
     base_option,
     budget_options,
+    command_again,
     complete_target,
     parse_sources,
     source_option,
@@ -147,9 +148,10 @@ def command(
         _write_metadata(report, metadata_file)
     if dry_run:
         return
+    again = command_again(without=("targets", "everything", "on"))
     if where_on:
-        machines.raise_for(report, where_on, command=_again(), index=over)
-    raise_for(report, _again())
+        machines.raise_for(report, where_on, command=again, index=over)
+    raise_for(report, again)
     if over:
         _merge(app, over, report, builder)
 
@@ -179,23 +181,6 @@ def _place(where: str | None, app: App) -> str | None:
     from imgbuild.artifacts import Artifacts
 
     return Artifacts(where, env=app.env).where if where else None
-
-
-def _again() -> str:
-    """This command without its targets, to be repeated for those that failed."""
-    import shlex
-
-    ctx = click.get_current_context()
-    words = ["imgbuild", "build"]
-    for option in ctx.command.params:
-        value = ctx.params.get(option.name or "")
-        given = ctx.get_parameter_source(option.name or "") == click.core.ParameterSource.COMMANDLINE
-        if not given or option.name in ("targets", "everything", "on"):
-            continue
-        flag = option.opts[-1]
-        for one in value if isinstance(value, tuple) else (value,):
-            words += [flag] if one is True else [flag, str(one)]
-    return shlex.join(words)
 
 
 def _show(report: Report) -> None:

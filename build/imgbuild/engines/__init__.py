@@ -25,6 +25,8 @@ class Image:
     labels: Mapping[str, str]
     size: int
     """Bytes, as the engine counts them."""
+    layers: tuple[str, ...] = ()
+    """Digests of the uncompressed layers, lowest first, where the engine tells them."""
 
 
 class Engine(Protocol):

@@ -123,6 +123,7 @@ class Docker:
             platform=f"{attrs['Os']}/{attrs['Architecture']}",
             labels=dict(found.labels or {}),
             size=int(attrs.get("Size", 0)),
+            layers=tuple((attrs.get("RootFS") or {}).get("Layers") or ()),
         )
 
     def layers(self, image: Image) -> list[Path] | None:
