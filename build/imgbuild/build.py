@@ -626,8 +626,14 @@ class Builder:
         recorder = Recorder(self.project, self.cache, plans, comfyui=staged / "comfyui-src", say=self.say)
         for call in calls:
             came = tuple(self._bake(call, bake, work, log, options, metadata))
+            # Tests and `why` look for the last digest in this machine's own engine: what went elsewhere has none there.
+            here = options.local and self.engine.context is None
             recorder.finished(
-                came, engine=self.engine.name, bake=bake, log=log, wheels=self.wheelhouse.entries
+                came if here else [replace(o, digest=None) for o in came],
+                engine=self.engine.name,
+                bake=bake,
+                log=log,
+                wheels=self.wheelhouse.entries,
             )
             outcomes += came
         return Report(outcomes=tuple(outcomes), log=log, seconds=time.monotonic() - begun, metadata=metadata)

@@ -31,6 +31,7 @@ class Recorded:
     """An engine that answers what it was told to."""
 
     name = "recorded"
+    context = None
     abilities = BUILDKIT
 
     def __init__(self, *, status=0, says=b"", images=None, lives=True, after=None):

@@ -161,6 +161,7 @@ class Engine:
     """Builds at once; `shows` is its progress."""
 
     name = "made-up"
+    context = None
     abilities = BUILDKIT
 
     def __init__(self, shows="", status=0):

@@ -174,7 +174,8 @@ def test_every_template_is_part_of_something(house):
     shaping_kernels = {f"stages/{name}" for name in ("source.py", "toolchain.py", "compile.py")}
     # compile stages that only measure, check, or wait; and what no image is made from
     beside = {"stages/measure.py", "stages/prove.py", "stages/gate.sh", "toolchain.Dockerfile.j2"}
-    beside |= {"report.html.j2", "workflow.yml.j2"}  # what tests found; the public CI
+    beside |= {"report.html.j2", "diff.html.j2", "workflow.yml.j2"}  # pages; the public CI
+    beside |= {p for p in there if p.startswith("compose/")}  # how images are run
     assert there - told - shaping_kernels - beside == set()
 
 

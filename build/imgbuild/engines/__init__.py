@@ -36,6 +36,10 @@ class Engine(Protocol):
     def name(self) -> str: ...
 
     @property
+    def context(self) -> str | None:
+        """The Docker context of another machine; None for this machine's own engine."""
+
+    @property
     def abilities(self) -> Abilities: ...
 
     @property

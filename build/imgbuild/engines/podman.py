@@ -29,6 +29,7 @@ _PREFIX = "localhost/"
 
 class Podman:
     name = "podman"
+    context = None
     abilities = PODMAN
 
     def __init__(self, env: Mapping[str, str]) -> None:
