@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgbuild.build import raise_for
-from imgbuild.errors import ConfigError, UnsoundError, VerificationError
+from imgbuild.errors import BuildError, ConfigError, UnsoundError, VerificationError
 from imgbuild.layout import Layout
 from imgbuild.reference import is_tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from imgbuild.build import Builder, Options
+    from imgbuild.build import Builder, Options, Report
     from imgbuild.matrix import Target
     from imgbuild.plan import Plan
     from imgbuild.publisher import Publisher, Staged, Tag
@@ -58,7 +58,7 @@ def publish(
         with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=folder) as work:
             export = Path(work) / "layout"
             report = builder.build([target], replace(options, export=export))
-            raise_for(report, publisher.again or "imgbuild publish")
+            _refuse_failed(report, publisher)
             try:
                 layout = Layout(export)
             except UnsoundError as e:
@@ -71,6 +71,17 @@ def publish(
     return Published(
         images=tuple(staged), tags=tags, strange=tuple(strange), seconds=time.monotonic() - begun
     )
+
+
+def _refuse_failed(report: Report, publisher: Publisher) -> None:
+    """All or none: what is missing keeps the others' tags where they are, and the command is to be repeated whole."""
+    try:
+        raise_for(report, "")
+    except BuildError as e:
+        again = f"; when it builds: {publisher.again}" if publisher.again else ""
+        raise BuildError(
+            f"nothing is published, no tag has moved\n{e.message}", hint=f"mend it{again}"
+        ) from None
 
 
 def _differs(builder: Builder, plan: Plan, layout: Layout) -> bool:
