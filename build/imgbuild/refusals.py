@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 UNAUTHORISED, FORBIDDEN, MISSING, TOO_MANY = 401, 403, 404, 429
 _SERVER = 500
 _LONGEST_WORDS = 300
+_HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
+"""What a connection that breaks in the middle of a handshake is, in TLS's words."""
 
 
 class RefusedError(Exception):
@@ -105,7 +107,7 @@ def why(error: requests.RequestException) -> str:
             why = f"became too slow: {error}"
         case _ if isinstance(cause, ssl.SSLCertVerificationError):
             why = f"has a certificate that is not trusted here ({cause.verify_message or cause.reason})"
-        case requests.exceptions.SSLError():
+        case requests.exceptions.SSLError() if not isinstance(cause, _HUNG_UP):
             why = "cannot be spoken to by TLS"
         case requests.exceptions.ProxyError():
             why = "cannot be reached through the proxy"
@@ -118,7 +120,7 @@ def why(error: requests.RequestException) -> str:
         case _ if isinstance(cause, socket.gaierror):
             why = "is a name that is not known"
         case requests.exceptions.ConnectionError() | requests.exceptions.ChunkedEncodingError():
-            reason = getattr(cause, "strerror", None)
+            reason = None if isinstance(cause, ssl.SSLError) else getattr(cause, "strerror", None)
             why = f"broke the connection{f' ({reason})' if reason else ''}"
         case _:
             why = f"cannot be asked: {error}"
@@ -127,7 +129,7 @@ def why(error: requests.RequestException) -> str:
 
 def remedy(error: requests.RequestException, again: str | None) -> str:
     then = f", then: {again}" if again else ""
-    if isinstance(error, requests.exceptions.SSLError):
+    if isinstance(root(error), ssl.SSLCertVerificationError):
         return f"name the bundle with its certificate in SSL_CERT_FILE{then}"
     return f"see that it runs{then}"
 

@@ -15,7 +15,7 @@ import requests
 
 from imgbuild.errors import UnsoundError
 from imgbuild.manifests import INDEX, KINDS, Descriptor, Document, Index
-from imgbuild.refusals import MISSING, RefusedError
+from imgbuild.refusals import MISSING, RefusedError, SlowError
 from imgbuild.transport import CHUNK, Connection, Patience
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Repository:
                 if there == before:  # an end where none is
                     break
             except (requests.RequestException, RefusedError) as e:
-                if there > before:
+                if there > before and not isinstance(e, SlowError):
                     attempts.progressed()
                 attempts.failed(e)
         if blob.digest != f"sha256:{hashed.hexdigest()}":
