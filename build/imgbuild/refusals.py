@@ -77,6 +77,8 @@ def _refused(host: str, error: RefusedError) -> str:
 
 def _answer(host: str, error: RefusedError) -> str:
     match error.status:
+        case 400:
+            return f"see what stands between here and {host}: it got something else than was sent"
         case 401 | 403:
             return f"docker login {host}"
         case 404:
@@ -112,9 +114,9 @@ def why(error: requests.RequestException) -> str:
         case requests.exceptions.ProxyError():
             why = "cannot be reached through the proxy"
         case requests.exceptions.ConnectTimeout():
-            why = "did not answer in time"
+            why = f"did not answer{_seconds(error)}"
         case requests.exceptions.Timeout():
-            why = "fell silent"
+            why = f"fell silent{_seconds(error)}"
         case _ if isinstance(cause, ConnectionRefusedError):
             why = "does not run: the connection was refused"
         case _ if isinstance(cause, socket.gaierror):
@@ -125,6 +127,12 @@ def why(error: requests.RequestException) -> str:
         case _:
             why = f"cannot be asked: {error}"
     return why
+
+
+def _seconds(error: requests.RequestException) -> str:
+    """How long was waited, which urllib3 says in its own words."""
+    found = re.search(r"timeout=([0-9.]+)", str(error))
+    return f" for {float(found[1]):g} s" if found else ""
 
 
 def remedy(error: requests.RequestException, again: str | None) -> str:

@@ -112,10 +112,14 @@ PUBLISHING = {
         hint="see that it runs",
     ),
     "a bit flips in an upload": Case(
-        inject=always(flipped_sent(5), "PUT", "uploads"), says="digest did not match uploaded content"
+        inject=always(flipped_sent(5), "PUT", "uploads"),
+        says="digest did not match uploaded content",
+        hint="see what stands between here and HOST",
     ),
     "silent once": Case(inject=once(silent(1.5), "HEAD")),
-    "silent": Case(inject=always(silent(1.5), "HEAD"), says="HOST fell silent", hint="see that it runs"),
+    "silent": Case(
+        inject=always(silent(1.5), "HEAD"), says="HOST fell silent for 1 s", hint="see that it runs"
+    ),
     "gone in the middle of an upload": Case(
         inject=always(dies(3000), "PUT", "uploads"), says="HOST broke the connection", hint="see that it runs"
     ),
@@ -155,7 +159,7 @@ READING = {
         says="HOST became too slow",
         hint="see that it runs",
     ),
-    "silent": Case(inject=always(silent(1.5)), says="HOST fell silent"),
+    "silent": Case(inject=always(silent(1.5)), says="HOST fell silent for 1 s"),
     "gone": Case(inject=always(dies()), says="HOST broke the connection"),
 }
 
