@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from imgbuild.matrix import Target
     from imgbuild.plan import Plan
     from imgbuild.publisher import Publisher, Staged, Tag
+
+
+_ABANDONED = 24 * 3600.0  # seconds after which nobody can still be sending a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +56,8 @@ def publish(
         check_combined({t.name: t.platform for t in targets}, combined, builder.matrix.targets)
     publisher.check(image)
     staged, strange = [], []
+    folder = _work_folder(builder.cache)
     for target in targets:
-        folder = builder.cache / "publish"
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=folder) as work:
             export = Path(work) / "layout"
             report = builder.build([target], replace(options, export=export))
@@ -71,6 +74,16 @@ def publish(
     return Published(
         images=tuple(staged), tags=tags, strange=tuple(strange), seconds=time.monotonic() - begun
     )
+
+
+def _work_folder(cache: Path) -> Path:
+    """Where images lie on their way; what a publish that was killed left there long ago goes."""
+    folder = cache / "publish"
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+    return folder
 
 
 def _refuse_failed(report: Report, publisher: Publisher) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,6 +170,21 @@ def test_sbom_and_provenance_hang_on_the_image(fake, publisher, made):
     assert manifest["subject"]["digest"] == staged.digest
     bom = json.loads(fake.blobs[NAME, manifest["layers"][0]["digest"]])
     assert {"libc6", "torch", "ComfyUI", "sageattention"} <= {c["name"] for c in bom["components"]}
+
+
+def test_what_a_garbage_collection_took_comes_back(fake, publisher, made):
+    """Of some registries it forgets what only an index points to."""
+    work = publisher()
+    layout = made()
+    staged = work.stage(*layout)
+    work.finish([staged], "comfyui")
+    before = tags(fake)
+    del fake.manifests[NAME, staged.digest]
+    del fake.blobs[NAME, made.digests["layers"][1]]
+    again = work.stage(*layout)
+    assert again.moved.sent > 0
+    assert (NAME, staged.digest) in fake.manifests
+    assert tags(fake) == before
 
 
 # One index over several targets
@@ -380,8 +396,12 @@ def test_full_disk_is_told_before_the_export(publishing, builder, monkeypatch, p
 
 def test_publishing_leaves_no_files(publishing, tmp_path):
     _, run, _ = publishing
+    folder = tmp_path / "cache/publish"
+    for name, age in (("killed", 90_000), ("under-way", 100)):
+        (folder / name / "layout").mkdir(parents=True)
+        os.utime(folder / name, (time.time() - age,) * 2)
     run(("h100",))
-    assert list((tmp_path / "cache/publish").iterdir()) == []
+    assert [p.name for p in folder.iterdir()] == ["under-way"]
 
 
 # The command line
