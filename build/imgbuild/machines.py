@@ -152,7 +152,7 @@ def build(builder: Builder, targets: Sequence[Target], where: Assignment, option
         reports = _all(machines, bake, work, options)
     return Report(
         outcomes=tuple(o for p in plans for r in reports for o in r.outcomes if o.target == p.name),
-        log=next((r.log for r in reports if r.failed), reports[0].log),
+        log=next((r.log for r in reports if r.failed and r.log), reports[0].log),
         seconds=time.monotonic() - begun,
         metadata={name: data for r in reports for name, data in r.metadata.items()},
     )
@@ -229,6 +229,8 @@ def raise_for(report: Report, where: Assignment, *, command: str, index: str | N
         what = "its engine was lost" if outcome.stage == "engine" else f"stage {outcome.stage or '?'} failed"
         parts.append(f"{outcome.target}{_on(outcome)}: {what}")
         parts += [f"    {line}" for line in outcome.lines[-15:]]
+    if report.log and any(o.stage != "engine" for o in missing):
+        parts.append(f"the whole log: {report.log}")
     parts += [
         f"{o.target}{_on(o)}: {o.state} and kept, {o.tags[-1]}" for o in report.outcomes if o not in missing
     ]

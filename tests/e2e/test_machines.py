@@ -225,8 +225,8 @@ def test_engine_killed_on_the_way(house):
     assert re.search(rf"^│ one +│ {one.name} +│ built", out, re.MULTILINE)
     assert re.search(rf"^│ two +│ {two.name} +│ stopped", out, re.MULTILINE)
     # Progress: each line of BuildKit's names its target.
-    assert re.search(r"^one \| #\d+ \[one comfyui", err, re.MULTILINE)
-    assert re.search(r"^two \| #\d+ \[two uv", err, re.MULTILINE)
+    assert re.search(r"^one \| #\d+ \[comfyui", err, re.MULTILINE)
+    assert re.search(r"^two \| #\d+ \[uv", err, re.MULTILINE)
     kept = one.image(f"{IMAGE}:one")
 
     two.start()
