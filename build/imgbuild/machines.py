@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,7 +153,7 @@ def build(builder: Builder, targets: Sequence[Target], where: Assignment, option
         reports = _all(machines, bake, work, options)
     return Report(
         outcomes=tuple(o for p in plans for r in reports for o in r.outcomes if o.target == p.name),
-        log=next((r.log for r in reports if r.failed), reports[0].log),
+        log=next((r.log for r in reports if r.failed and r.log), reports[0].log),
         seconds=time.monotonic() - begun,
         metadata={name: data for r in reports for name, data in r.metadata.items()},
     )
@@ -165,20 +166,28 @@ def _of_context(builder: Builder) -> dict[str, str]:
 
 
 def _all(machines: Sequence[_Machine], bake: Mapping[str, Any], work: Path, options: Options) -> list[Report]:
+    over = threading.Event()
     with ThreadPoolExecutor(len(machines)) as pool:
-        running = [pool.submit(_one, m, bake, work, options) for m in machines]
+        running = [pool.submit(_one, m, bake, work, options, over) for m in machines]
         try:
             return [report for done in running for report in done.result()]
         except BaseException:
-            proc.stop_streams()
+            # An interrupt reaches this thread alone.
+            over.set()
+            while wait(running, timeout=0.5).not_done:
+                proc.stop_streams()
             raise
 
 
-def _one(machine: _Machine, bake: Mapping[str, Any], work: Path, options: Options) -> list[Report]:
-    """A machine's targets, one after the other, so that each is finished by itself."""
+def _one(
+    machine: _Machine, bake: Mapping[str, Any], work: Path, options: Options, over: threading.Event
+) -> list[Report]:
+    """A machine's targets, one after the other, so that each is finished by itself; none after `over`."""
     reports: list[Report] = []
     gone: EngineError | None = None
     for plan in machine.plans:
+        if over.is_set():
+            break
         if gone is not None:
             reports.append(_failed(machine, plan, options, gone, 0))
             continue
@@ -229,6 +238,8 @@ def raise_for(report: Report, where: Assignment, *, command: str, index: str | N
         what = "its engine was lost" if outcome.stage == "engine" else f"stage {outcome.stage or '?'} failed"
         parts.append(f"{outcome.target}{_on(outcome)}: {what}")
         parts += [f"    {line}" for line in outcome.lines[-15:]]
+    if report.log and any(o.stage != "engine" for o in missing):
+        parts.append(f"the whole log: {report.log}")
     parts += [
         f"{o.target}{_on(o)}: {o.state} and kept, {o.tags[-1]}" for o in report.outcomes if o not in missing
     ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -259,3 +260,15 @@ def test_local_images_have_oci_media_types_and_no_provenance(builder):
     work.build(targets(work, "h100"), Options(force=True))
     assert "oci-mediatypes=true" in engine.bakes[0][0]
     assert "type=provenance,disabled=true" in engine.bakes[0][0]
+
+
+def test_cache_of_a_registry_is_a_tag_a_target(builder):
+    engine = Recorded()
+    work, _ = builder(engine)
+    options = Options(force=True, cache_from="r.example/p", cache_to="r.example/q")
+    work.build(targets(work, "h100"), options)
+    entry = json.loads(engine.bakes[0][0])["target"]["h100"]
+    assert entry["cache-from"] == ["type=registry,ref=r.example/p/cache:h100"]
+    (to,) = entry["cache-to"]
+    assert to.startswith("type=registry,ref=r.example/q/cache:h100,mode=max,")
+    assert "ignore-error=true" in to  # its loss costs time, not the build

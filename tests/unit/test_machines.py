@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import subprocess
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from imgbuild import machines
+from imgbuild import machines, proc
 from imgbuild.build import Options, Outcome, Report
 from imgbuild.engines.docker import Docker
 from imgbuild.errors import BuildError, ConfigError, EngineError, SelectionError
@@ -194,3 +196,33 @@ def test_no_local_engine_is_asked_for_a_machines_disk(env, monkeypatch):
     Api.base_url = "http+docker://localhost"
     assert engine.data_root() is not None
     assert machines.Assignment(context={"a": "x", "b": None, "c": "x"}).machines == ("x", None)
+
+
+# --- what people see of it ------------------------------------------------------------------------------
+
+
+def test_every_line_begins_with_its_target(tmp_path, capfdbinary):
+    """Several programs write at once: lines stay whole, and the logs stay what the programs wrote."""
+    script = "for i in 1 2 3 4 5; do printf 'a line '; sleep 0.02; printf '%s\\n' $i; done; printf 'no end'"
+
+    def run(name):
+        with (tmp_path / name).open("wb") as log:
+            return proc.stream(["sh", "-c", script], log=log, prefix=f"{name} | ")
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, ("gb10", "h100", "ada"))) == [0, 0, 0]
+    lines = capfdbinary.readouterr().err.decode().splitlines()
+    for name in ("gb10", "h100", "ada"):
+        told = [f"a line {i}" for i in range(1, 6)] + ["no end"]
+        assert [x for x in lines if x.startswith(name)] == [f"{name} | {x}" for x in told]
+        assert (tmp_path / name).read_text() == "\n".join(told)
+    assert len(lines) == 18
+
+
+def test_an_interrupt_ends_what_other_threads_wait_for(tmp_path):
+    with ThreadPoolExecutor(1) as pool, (tmp_path / "log").open("wb") as log:
+        done = pool.submit(proc.stream, ["sleep", "60"], log=log, prefix="")
+        while not proc._streaming:
+            time.sleep(0.01)
+        proc.stop_streams()
+        assert done.result(timeout=10) == -15

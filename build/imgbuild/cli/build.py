@@ -157,11 +157,13 @@ def command(
 
 
 def _merge(app: App, over: str, report: Report, builder: str | None) -> None:
+    from imgbuild.engines.docker import Docker
     from imgbuild.index import merge
     from imgbuild.report import say
 
+    # buildx wants some engine, and this machine need not have one.
     context = next((o.machine for o in report.outcomes if o.machine), None)
-    digest = merge(over, report, env=app.env, builder=builder or context)
+    digest = merge(over, report, env=Docker(app.env, context=context).env, builder=builder)
     say(f"{over}: {', '.join(o.target for o in report.outcomes)}, {digest}")
 
 
