@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import signal
 import threading
 import time
 
@@ -221,3 +222,26 @@ def test_a_foreground_run_ends_with_the_containers_own_code(place):
     assert "--no-such-flag" in done.stderr + done.stdout
     assert done.stderr.startswith("docker run \\\n  --rm")
     assert not place.inspect()
+
+
+def test_ctrl_c_leaves_nobody_without_a_server(by_run):
+    place = by_run
+    before = serving(place)["Image"]
+    silent = variant(place, "silent", SILENT)
+    update = place.begin("update", place.name, "--image", silent)
+    assert wait_for(
+        lambda: any(c["Image"] == image_id(silent) and c["State"]["Running"] for c in place.inspect()), 120
+    )
+    update.send_signal(signal.SIGINT)
+    said = update.communicate(timeout=120)[1]
+    assert update.returncode == 130, said
+    assert "the one before is started again" in said
+    assert wait_for(lambda: serving(place)["Image"] == before and serving(place)["State"]["Running"], 30)
+    assert wait_for(lambda: answers(place), 120)
+    assert place.generate()
+
+
+def answers(place):
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return place.client.queue() is not None
+    return False
