@@ -191,13 +191,17 @@ def test_an_update_writes_one_line_of_env(by_compose):
     assert serving(place)["State"]["StartedAt"] == started
 
 
-def test_an_interrupted_update_is_cleared_up(by_run):
+@pytest.mark.parametrize("half", [True, False], ids=["the new one was there", "nothing was there"])
+def test_an_interrupted_update_is_cleared_up(by_run, half):
     place = by_run
     docker("stop", place.name)
     docker("rename", place.name, f"{place.name}-before")
+    if half:  # somebody killed the tool while the new one was looked at
+        docker("run", "--detach", "--name", place.name, variant(place, "silent", SILENT))
     good = variant(place, "good", GOOD)
     done = place.tool("update", place.name, "--image", good)
     assert done.returncode == 0, done.stderr
+    assert "an update was interrupted" in done.stderr
     assert serving(place)["Name"] == f"/{place.name}"
     assert serving(place)["Image"] == image_id(good)
 
