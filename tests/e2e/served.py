@@ -58,7 +58,13 @@ class Place:
     def client(self) -> ComfyClient:
         return ComfyClient(f"http://127.0.0.1:{self.port}")
 
+    @property
+    def image(self) -> str:
+        """A name of its own, so that the tags that an update makes are its own too."""
+        return f"{self.name}:cpu"
+
     def prepare(self) -> None:
+        docker("tag", IMAGE, self.image)
         # The container's user has to reach it through every folder above.
         for folder in (self.folder, *self.folder.parents):
             if (
@@ -82,13 +88,18 @@ class Place:
             "--port",
             str(self.port),
             "--image",
-            IMAGE,
+            self.image,
         ]
 
     def tool(self, *words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         env = {**tool_env(None), "IMGBUILD_CACHE": str(self.folder / "cache")}
         argv = tool_argv("--project", ROOT, *words)
         return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=timeout)
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        env = {**tool_env(None), "IMGBUILD_CACHE": str(self.folder / "cache")}
+        argv = tool_argv("--project", ROOT, *words)
+        return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def compose(
         self, *words: str, check: bool = True, env: dict[str, str] | None = None

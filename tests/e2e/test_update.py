@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import signal
 import threading
 import time
 
@@ -190,13 +191,17 @@ def test_an_update_writes_one_line_of_env(by_compose):
     assert serving(place)["State"]["StartedAt"] == started
 
 
-def test_an_interrupted_update_is_cleared_up(by_run):
+@pytest.mark.parametrize("half", [True, False], ids=["the new one was there", "nothing was there"])
+def test_an_interrupted_update_is_cleared_up(by_run, half):
     place = by_run
     docker("stop", place.name)
     docker("rename", place.name, f"{place.name}-before")
+    if half:  # somebody killed the tool while the new one was looked at
+        docker("run", "--detach", "--name", place.name, variant(place, "silent", SILENT))
     good = variant(place, "good", GOOD)
     done = place.tool("update", place.name, "--image", good)
     assert done.returncode == 0, done.stderr
+    assert "an update was interrupted" in done.stderr
     assert serving(place)["Name"] == f"/{place.name}"
     assert serving(place)["Image"] == image_id(good)
 
@@ -221,3 +226,26 @@ def test_a_foreground_run_ends_with_the_containers_own_code(place):
     assert "--no-such-flag" in done.stderr + done.stdout
     assert done.stderr.startswith("docker run \\\n  --rm")
     assert not place.inspect()
+
+
+def test_ctrl_c_leaves_nobody_without_a_server(by_run):
+    place = by_run
+    before = serving(place)["Image"]
+    silent = variant(place, "silent", SILENT)
+    update = place.begin("update", place.name, "--image", silent)
+    assert wait_for(
+        lambda: any(c["Image"] == image_id(silent) and c["State"]["Running"] for c in place.inspect()), 120
+    )
+    update.send_signal(signal.SIGINT)
+    said = update.communicate(timeout=120)[1]
+    assert update.returncode == 130, said
+    assert "the one before is started again" in said
+    assert wait_for(lambda: serving(place)["Image"] == before and serving(place)["State"]["Running"], 30)
+    assert wait_for(lambda: answers(place), 120)
+    assert place.generate()
+
+
+def answers(place):
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return place.client.queue() is not None
+    return False

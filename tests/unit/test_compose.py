@@ -220,3 +220,10 @@ def test_rendering_takes_away_targets_that_are_gone_and_nothing_else(project, ca
     assert not gone.exists()
     assert all(path.exists() for path in mine)
     assert main([*call, "--check"]) == 0
+
+
+def test_the_verb_leaves_a_checkouts_own_files_to_render(project, monkeypatch, capsys):
+    monkeypatch.chdir(project.root)
+    assert main(["compose", "cpu", "--port", "9001"]) == 2
+    assert "-o DIR" in capsys.readouterr().err
+    assert main(["compose", "cpu", "--port", "9001", "--print"]) == 0

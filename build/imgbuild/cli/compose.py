@@ -32,11 +32,17 @@ def command(app: App, /, target: str, output: Path, only_print: bool, **options:
 
     from imgbuild import render
     from imgbuild.cli.running import plan_for, read_wishes, settle_target
-    from imgbuild.deploy.compose import HEADER, compose_files
+    from imgbuild.deploy.compose import FOLDER, HEADER, compose_files
     from imgbuild.deploy.deployment import deploy
     from imgbuild.errors import ConfigError
     from imgbuild.report import say
 
+    project = app.project()
+    if project.writable and output.resolve() == project.root / FOLDER and not only_print:
+        raise ConfigError(
+            f"{output}/ of a checkout is what imgbuild render writes",
+            hint="docker compose -f compose/… takes it as it is; -o DIR writes files with options",
+        )
     plan = plan_for(app, settle_target(app, target))
     d = deploy(plan, read_wishes(app, engine="docker", **options))
     again = shlex.join(["imgbuild", "compose", plan.name, *_given(options)])

@@ -49,7 +49,7 @@ def command(
     from imgbuild.cli.running import make_engine, plan_for, read_wishes, settle_target
     from imgbuild.deploy.argv import as_text, must_be, run_argv
     from imgbuild.deploy.containers import Containers
-    from imgbuild.deploy.deployment import deploy, secrets_of
+    from imgbuild.deploy.deployment import deploy, of_image, secrets_of
     from imgbuild.errors import ConfigError
 
     plan = plan_for(app, settle_target(app, target))
@@ -67,6 +67,7 @@ def command(
     engine = make_engine(app, engine_name)
     containers = Containers(engine, app.env)
     _refuse_impossible(containers, d, plan, here=here)
+    d = of_image(d, containers.full_name(d.image)) if engine_name == "podman" else d
     secrets = secrets_of(options["environment"])
     if detach:
         _detached(app, containers, d, rootless=rootless, seconds=seconds, secrets=secrets)

@@ -80,6 +80,12 @@ class Containers:
             labels=dict(labels),
         )
 
+    def full_name(self, reference: str) -> str:
+        """A short name as the engine keeps it: Podman has localhost/… of a build and docker.io/library/… of Docker's."""
+        image = self.image(reference)
+        tags = image.tags if image else ()
+        return next((tag for tag in tags if tag.endswith(f"/{reference}")), reference)
+
     def container(self, name: str) -> Container | None:
         done = self.call("container", "inspect", name, check=False)
         if done.returncode:

@@ -27,17 +27,31 @@ class Outcome:
 
 
 def wait_ready(
-    containers: Containers, name: str, *, timeout: float, tick: Callable[[float], None] | None = None
+    containers: Containers,
+    name: str,
+    *,
+    timeout: float,
+    tick: Callable[[float], None] | None = None,
+    restarts: int = 0,
 ) -> Outcome:
-    """Until `comfyrun health --ready` says so, the container has ended, or `timeout` seconds have gone by."""
+    """Until `comfyrun health --ready` says so, the container has ended, or `timeout` seconds have gone by.
+
+    `restarts`: how often the engine had restarted it before.
+    """
     begun = time.monotonic()
     missing, said = 0, "it said nothing yet"
     while (gone := time.monotonic() - begun) < timeout:
         state = containers.container(name)
         if state is None:
             return Outcome(ready=False, seconds=gone, why="the container is gone")
-        if state.status in ("exited", "dead", "stopped") or state.restarts or state.status == "restarting":
+        if (
+            state.status in ("exited", "dead", "stopped")
+            or state.restarts > restarts
+            or state.status == "restarting"
+        ):
             why = f"it ended with exit code {state.exit_code}"
+            if state.restarts and state.exit_code == 0:  # Podman forgets it at a restart
+                why = "it ends, and is started again and again"
             return Outcome(ready=False, seconds=gone, why=why, log=containers.log(name))
         if state.runs:
             asked = containers.execute(name, "comfyrun", "health", "--ready")

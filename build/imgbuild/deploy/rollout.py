@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SHORT = 12
 _REHEARSAL = 120.0
+_PATIENCE = 300.0
+"""Seconds for the one before, which has served already, to serve again."""
 _EVERY = 10.0
 """Seconds between two lines of progress."""
 
@@ -145,7 +147,7 @@ class Rollout:
         running = self.containers.image(found.image_id)
         old = self.pin(running, found.image, found) if running else None
         with Outage(switch.url) as outage:
-            outcome, back = self._try(switch, wanted)
+            outcome, back = self._try(switch, wanted, found.restarts)
         report = Report(
             name=name,
             was=found.image_id,
@@ -183,7 +185,7 @@ class Rollout:
                 hint=f"{self.containers.engine.name} run --rm {reference} serve --print",
             )
 
-    def _try(self, switch: Switch, wanted: Entry) -> tuple[Outcome, Outcome | None]:
+    def _try(self, switch: Switch, wanted: Entry, restarts: int) -> tuple[Outcome, Outcome | None]:
         """How the new one does, and, where it was taken back, how the old one does."""
         self.say(f"{switch.container}: {wanted.image}")
         try:
@@ -202,7 +204,13 @@ class Rollout:
             switch.undo()
         except EngineError as e:
             return outcome, Outcome(ready=False, seconds=0, why=e.message)
-        return outcome, wait_ready(self.containers, switch.container, timeout=self.timeout, tick=self._tick())
+        return outcome, wait_ready(
+            self.containers,
+            switch.container,
+            timeout=max(self.timeout, _PATIENCE),
+            tick=self._tick(),
+            restarts=restarts,
+        )
 
     def _tick(self) -> Callable[[float], None]:
         told = [0.0]

@@ -72,15 +72,15 @@ class RunSwitch:
         return f"{self.container}-next"
 
     def recover(self) -> str | None:
-        for name in (self._next, self._before):
-            left = self.containers.container(name)
-            if left is None:
-                continue
-            if name == self._before and self.containers.container(self.container) is None:
-                self.undo()
-                return f"an update was interrupted: {self.container} is the one before it again"
-            self.containers.remove(name)
-        return None
+        if self.containers.container(self._next) is not None:
+            self.containers.remove(self._next)
+        if self.containers.container(self._before) is None:
+            return None
+        if self.containers.execute(self.container, "comfyrun", "health", "--ready").returncode == 0:
+            self.settle()
+            return None
+        self.undo()
+        return f"an update was interrupted: {self.container} is the one before it again"
 
     def replace(self, image: str) -> None:
         d = of_image(self.deployment, image)
