@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+import docker
+import docker.errors
 import pytest
 from faultproxy import FaultProxy, fault_proxy
 from kit import ROOT
@@ -80,4 +83,5 @@ def forget(client: Any, *beginnings: str) -> None:
         names = [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())]
         for name in names:
             if name.startswith(beginnings):
-                client.api.remove_image(name, force=True)
+                with contextlib.suppress(docker.errors.NotFound):  # it lists names that it makes up
+                    client.api.remove_image(name, force=True)
