@@ -125,8 +125,7 @@ class Finder:
 
     def _of_engine(self, engine: Engine, view: View, *, deep: bool) -> Contents:
         if not deep and view.ours and engine.name == "docker":
-            kernels = [(k.name, k.version) for k in view.kernels]
-            listed = contents.of_lists(lambda paths: store(engine).files(view.reference, paths), kernels)
+            listed = contents.of_lists(lambda paths: store(engine).files(view.reference, paths))
             if listed is not None:
                 return listed
         with (

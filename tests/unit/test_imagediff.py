@@ -195,9 +195,12 @@ def test_blocks_are_to_one_scale():
     a, b = image("base", "x=1"), image("base", "long name", "x=2")
     shown = view(difference(a, b, "unknown", "unknown"))
     assert shown["measure"] == "unpacked"
-    assert [x["kind"] for x in shown["bars"][1]["blocks"]] == ["other", "only", "same"]
-    assert sum(x["height"] for x in shown["bars"][1]["blocks"]) == pytest.approx(100, abs=0.1)
-    assert shown["bars"][0]["total"] == 500
+    whole, other = shown["pictures"]
+    assert [x["kind"] for x in whole["bars"][1]["blocks"]] == ["other", "only", "same"]
+    assert sum(x["height"] for x in whole["bars"][1]["blocks"]) == pytest.approx(100, abs=0.1)
+    assert whole["bars"][0]["total"] == 500
+    assert [x["kind"] for x in other["bars"][0]["blocks"]] == ["other"]
+    assert other["bars"][0]["total"] == 100
 
 
 # --- what is told of one image -------------------------------------------------------------------
