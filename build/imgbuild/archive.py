@@ -122,36 +122,68 @@ def write(
 
     EngineError when what comes is not whole, or is not what its digests say. `threads`: 0 for one, in this thread.
     """
-    blobs: dict[str, int] = {}
     compressor = zstandard.ZstdCompressor(level=LEVEL, threads=threads, write_checksum=True)
+    given = _Given(progress)
     with compressor.stream_writer(file, closefd=False) as packed:
         out = cast("IO[bytes]", packed)
-        with (
-            tarfile.open(fileobj=out, mode="w|", bufsize=_CHUNK, format=tarfile.PAX_FORMAT) as target,
-            _reading(source) as archive,
-        ):
-            for member in archive:
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is None:
-                    target.addfile(member)
-                    continue
-                hashed = _Hashed(content, progress)
-                target.addfile(member, cast("IO[bytes]", hashed))
-                if digest := _digest(member.name):
-                    if hashed.digest != digest:
-                        raise EngineError(
-                            f"the engine gave out {digest} with other bytes than its digest says"
-                        )
-                    blobs[digest] = member.size
-            if not blobs:
+        with tarfile.open(fileobj=out, mode="w|", bufsize=_CHUNK, format=tarfile.PAX_FORMAT) as target:
+            with _reading(source) as archive:
+                for member in archive:
+                    given.copy(archive, member, target)
+            if not given.blobs:
                 raise EngineError("the engine gave out no OCI layout", hint="Docker from 25 on does")
             listing = Listing(
-                reference=reference, platform=platform, blobs=blobs, labels=labels, made_by=made_by
+                reference=reference, platform=platform, blobs=given.blobs, labels=labels, made_by=made_by
             )
+            _check_whole(listing, given.top, given.documents)
             if sbom is not None:
                 _add(target, SBOM_NAME, sbom)
             _add(target, LIST, listing.model_dump_json(indent=1).encode())
     return listing
+
+
+class _Given:
+    """What of an engine's tar has gone by."""
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self._progress = progress
+        self.blobs: dict[str, int] = {}
+        self.documents: dict[str, bytes] = {}
+        self.top = b""
+
+    def copy(self, archive: tarfile.TarFile, member: tarfile.TarInfo, target: tarfile.TarFile) -> None:
+        content = archive.extractfile(member) if member.isreg() else None
+        if content is None:
+            target.addfile(member)
+            return
+        hashed = _Hashed(content, self._progress, keep=member.size <= _SMALL)  # documents, not layers
+        target.addfile(member, cast("IO[bytes]", hashed))
+        if member.name == "index.json":
+            self.top = hashed.kept
+        if digest := _digest(member.name):
+            if hashed.digest != digest:
+                raise EngineError(f"the engine gave out {digest} with other bytes than its digest says")
+            self.blobs[digest] = member.size
+            self.documents |= {digest: hashed.kept} if hashed.kept else {}
+
+
+def _check_whole(listing: Listing, top: bytes, documents: dict[str, bytes]) -> None:
+    """Docker fetches no blob whose content it has of another image, and then gives out an image without it."""
+    missing = "its configuration"
+    try:
+        found = Checked(listing=listing, documents=documents, top=parse(Index, top, "index.json"))
+        _, manifest, _ = found.image()
+        lacking = [layer.size for layer in manifest.layers if layer.digest not in listing.blobs]
+        if not lacking:
+            return
+        missing = f"{len(lacking)} of its {len(manifest.layers)} layers ({sum(lacking)} bytes)"
+    except UnsoundError:
+        pass
+    raise EngineError(
+        f"the engine gave out {listing.reference} without {missing}: it never fetched them, since another image "
+        "brought the same content",
+        hint="save on a machine that has no other of these images, or remove those here and pull it again",
+    )
 
 
 def check(path: Path, progress: Callable[[int], None] | None = None) -> Checked:

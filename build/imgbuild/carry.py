@@ -119,7 +119,11 @@ def load(engine_store: Store | None, path: Path, *, meter: MeterOf, say: Say) ->
     engine = engine_store.engine
     before = engine.find(listing.reference)
     with meter(f"giving it to {engine.name}", size) as progress:
-        engine_store.load(archive.pieces(path, progress.at))
+        loaded = engine_store.load(archive.pieces(path, progress.at))
+    if loaded is not None and loaded.removeprefix("localhost/") != listing.reference:
+        engine_store.tag(
+            loaded, listing.reference
+        )  # Podman puts docker.io/library in front of it, or gives a number
     after = engine.find(listing.reference)
     if after is None:
         raise EngineError(f"{engine.name} took {path} in, and has no {listing.reference}")

@@ -78,13 +78,11 @@ def of_sbom(raw: bytes) -> Contents:
 # --- lists in the image --------------------------------------------------------------------------
 
 
-def of_lists(
-    read: Callable[[Iterable[str]], Mapping[str, bytes | None]], kernels: Iterable[tuple[str, str]] = ()
-) -> Contents | None:
+def of_lists(read: Callable[[Iterable[str]], Mapping[str, bytes | None]]) -> Contents | None:
     """From an image of ours: its pins, each of which must be installed, and dpkg's own list.
 
-    `read` gives small files of the image by their paths; `kernels` are (distribution, version). None when the image
-    has no such lists. What somebody installed on top of one of ours is in none of them.
+    `read` gives small files of the image by their paths. None when the image has no such lists. What somebody
+    installed on top of one of ours is in none of them.
     """
     first = read([CONSTRAINTS, VENV, DPKG])
     pins, venv = first.get(CONSTRAINTS), first.get(VENV)
@@ -93,7 +91,6 @@ def of_lists(
         return None
     site = f"/opt/venv/lib/python{version[1].decode()}/site-packages"
     wanted = {normal(n): (n, v) for n, v in _PIN.findall(pins.decode(errors="replace"))}
-    wanted |= {normal(n): (n, v) for n, v in kernels}
     paths = {f"{site}/{_folder(n)}-{v}.dist-info/METADATA": (key, v) for key, (n, v) in wanted.items()}
     there = read(paths)
     python = {key: v for path, (key, v) in paths.items() if there.get(path) is not None}

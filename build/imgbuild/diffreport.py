@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from imgbuild.imageview import Layer, View
 
 TEMPLATE = "diff.html.j2"
+_LINE = 3.5
+"""Percent of the picture's height in which a line of text fits."""
 _THINNEST = 0.35
 """Percent of the picture's height: a layer of some kilobytes is to be seen too."""
 
@@ -39,7 +41,7 @@ def view(found: Difference) -> dict[str, Any]:
         "same": found.empty,
         "cards": _cards(found),
         "measure": {"unpacked": "unpacked", "stored": "compressed"}.get(known, "as far as it is known"),
-        "bars": _bars(found, known),
+        "pictures": _pictures(found, known),
         "layers": [_row(pair) for pair in found.layers],
         "sections": [
             {
@@ -113,11 +115,21 @@ def _size(layer: Layer, known: str) -> int:
     return int(getattr(layer, known) or 0) if known else layer.size
 
 
-def _bars(found: Difference, known: str) -> list[dict[str, Any]]:
+def _pictures(found: Difference, known: str) -> list[dict[str, Any]]:
+    """All layers; and where both share some, the others once more, large enough to be seen."""
+    pictures = [{"title": "Layers, to one scale", "height": 560, "bars": _bars(found, found.layers, known)}]
+    other = tuple(pair for pair in found.layers if not pair.same)
+    if other and len(other) < len(found.layers):
+        bars = _bars(found, other, known)
+        pictures.append({"title": "Only what differs, to a scale of its own", "height": 220, "bars": bars})
+    return pictures
+
+
+def _bars(found: Difference, layers: tuple[LayerPair, ...], known: str) -> list[dict[str, Any]]:
     """Both images as columns of layers, to one scale, the bottom layer at the bottom."""
     sides = [
-        ("A", found.a, [p for p in found.layers if p.a is not None]),
-        ("B", found.b, [p for p in found.layers if p.b is not None]),
+        ("A", found.a, [p for p in layers if p.a is not None]),
+        ("B", found.b, [p for p in layers if p.b is not None]),
     ]
     totals = [sum(_size(_of(p, side), known) for p in pairs) for side, _, pairs in sides]
     largest = max([*totals, 1])
@@ -132,7 +144,7 @@ def _bars(found: Difference, known: str) -> list[dict[str, Any]]:
                     "name": pair.name,
                     "size": size,
                     "height": round(max(share, _THINNEST), 2),
-                    "labelled": share >= 3.5,  # noqa: PLR2004  (percent: a line of text fits)
+                    "labelled": share >= (_LINE if len(layers) == len(found.layers) else 2 * _LINE),
                     "kind": "same" if pair.same else "other" if pair.a and pair.b else "only",
                 }
             )

@@ -13,7 +13,7 @@ import zstandard
 
 from imgbuild import archive, contents
 from imgbuild.engines.store import store
-from imgbuild.errors import EngineError, SelectionError, UnsoundError
+from imgbuild.errors import ConfigError, EngineError, SelectionError, UnsoundError
 from imgbuild.imageview import Attachment, View, of_config, of_remote
 from imgbuild.manifests import Descriptor
 from imgbuild.reference import Reference, is_host
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _SBOM_TYPES = ("application/vnd.cyclonedx+json", "application/spdx+json")
 _SIGNATURES = ("application/vnd.dev.cosign.simplesigning.v1+json", "application/vnd.dev.sigstore.bundle")
 _LARGEST_SBOM = 64_000_000  # bytes
-_SCRATCH = ".tar.zst"
+_ARCHIVE = (".tar.zst", ".tar", ".tzst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,9 @@ class Finder:
 
     def find(self, reference: str, platform: str | None = None) -> Located:
         """SelectionError when there is no such image; RegistryError when its registry does not answer."""
-        if Path(reference).is_file() and (
-            reference.endswith(_SCRATCH) or "/" in reference or "." in reference
-        ):
+        if reference.startswith((".", "/")) or reference.endswith(_ARCHIVE):
+            if not Path(reference).is_file():
+                raise ConfigError(f"there is no file {reference}", hint="imgbuild save writes one")
             return self._archive(Path(reference))
         if is_remote(reference):
             return self._remote(Reference.parse(reference), platform)
@@ -125,8 +125,7 @@ class Finder:
 
     def _of_engine(self, engine: Engine, view: View, *, deep: bool) -> Contents:
         if not deep and view.ours and engine.name == "docker":
-            kernels = [(k.name, k.version) for k in view.kernels]
-            listed = contents.of_lists(lambda paths: store(engine).files(view.reference, paths), kernels)
+            listed = contents.of_lists(lambda paths: store(engine).files(view.reference, paths))
             if listed is not None:
                 return listed
         with (

@@ -77,14 +77,18 @@ def _show(found: Difference) -> None:
 
     if found.empty:
         click.echo(f"{found.a.reference} and {found.b.reference} are the same in all that was compared")
+    sizes = [("compressed or as stored", found.stored), ("unpacked", found.unpacked)]
     table(
         f"A: {found.a.reference}   B: {found.b.reference}",
         ["", "A", "B", "in both"],
         [
             ["digest", found.a.digest[:19], found.b.digest[:19], ""],
             ["layers", str(len(found.a.layers)), str(len(found.b.layers)), str(_same(found))],
-            ["compressed or as stored", *map(amount, (found.stored.a, found.stored.b, found.stored.shared))],
-            ["unpacked", *map(amount, (found.unpacked.a, found.unpacked.b, found.unpacked.shared))],
+            *(
+                [title, amount(size.a), amount(size.b), amount(size.shared)]
+                for title, size in sizes
+                if size.a is not None or size.b is not None
+            ),
         ],
         right=(1, 2, 3),
     )

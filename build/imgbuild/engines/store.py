@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import tempfile
 from contextlib import contextmanager, suppress
@@ -56,8 +57,8 @@ class Store(Protocol):
     def save(self, tag: str) -> Any:
         """A context with a tar stream: an OCI layout, for Docker with the manifest.json that it adds."""
 
-    def load(self, pieces: Iterable[bytes]) -> None:
-        """Take the same tar in."""
+    def load(self, pieces: Iterable[bytes]) -> str | None:
+        """Take the same tar in; what the engine calls the image, where it says so."""
 
 
 def store(engine: Engine) -> Store:
@@ -159,20 +160,23 @@ class DockerStore:
         finally:
             api.timeout = before
 
-    def load(self, pieces: Iterable[bytes]) -> None:
+    def load(self, pieces: Iterable[bytes]) -> str | None:
         from docker.errors import DockerException  # noqa: PLC0415
         from requests import RequestException  # noqa: PLC0415
 
         api = self.engine.client.api
         before, api.timeout = api.timeout, _FIRST_BYTE
+        said = ""
         try:
             for line in api.load_image(iter(pieces)):
                 if error := line.get("error"):
                     raise _trouble(str(error), "Docker cannot take the image in")
+                said += str(line.get("stream", ""))
         except (DockerException, RequestException) as e:
             raise _trouble(str(e), "Docker cannot take the image in") from None
         finally:
             api.timeout = before
+        return _loaded(said)
 
     def _image(self, tag: str) -> Any:
         from docker.errors import DockerException, NotFound  # noqa: PLC0415
@@ -241,11 +245,12 @@ class PodmanStore:
         except proc.ProcError as e:
             raise EngineError(f"Podman stopped while it gave out {tag}: {_last(e.output)}") from None
 
-    def load(self, pieces: Iterable[bytes]) -> None:
+    def load(self, pieces: Iterable[bytes]) -> str | None:
         try:
-            proc.feed(self._podman("load", "--quiet"), pieces, env=self.engine.env)
+            done = proc.feed(self._podman("load", "--quiet"), pieces, env=self.engine.env)
         except proc.ProcError as e:
             raise _trouble(_last(e.output), "Podman cannot take the image in") from None
+        return _loaded(done.stdout)
 
 
 class Pieces(io.RawIOBase):
@@ -341,6 +346,11 @@ def _pull(argv: Sequence[str], reference: Reference, env: Mapping[str, str]) -> 
         f"{argv[0]} could not pull {reference}: {said}",
         hint="what came is kept, and the same command goes on from there",
     )
+
+
+def _loaded(said: str) -> str | None:
+    found = re.search(r"Loaded image(?:\(s\)| ID)?: *(\S+)", said)
+    return found[1].rstrip(",") if found else None
 
 
 def _trouble(said: str, what: str) -> ImgbuildError:
