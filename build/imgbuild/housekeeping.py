@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
     from imgbuild.engines.docker import Docker
 
-KINDS = ("images", "build-cache", "bases", "sources", "wheelhouse", "logs")
+KINDS = ("images", "build-cache", "bases", "sources", "wheelhouse", "publish", "logs")
 WHAT = {
     "images": "images we built, in the engine; a layer that two share counts for each",
     "build-cache": "BuildKit's cache: finished stages; without it the next build is a cold one",
     "bases": "bootstrapped Debian, as OCI layouts",
     "sources": "ComfyUI out of the package index",
     "wheelhouse": "compiled kernels",
+    "publish": "images on their way to a registry; what a publish that was killed left",
     "logs": "one file a build",
 }
 

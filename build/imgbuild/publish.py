@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -10,17 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgbuild.build import raise_for
-from imgbuild.errors import ConfigError, UnsoundError, VerificationError
+from imgbuild.errors import BuildError, ConfigError, UnsoundError, VerificationError
 from imgbuild.layout import Layout
 from imgbuild.reference import is_tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from imgbuild.build import Builder, Options
+    from imgbuild.build import Builder, Options, Report
     from imgbuild.matrix import Target
     from imgbuild.plan import Plan
     from imgbuild.publisher import Publisher, Staged, Tag
+
+
+_ABANDONED = 24 * 3600.0  # seconds after which nobody can still be sending a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +56,12 @@ def publish(
         check_combined({t.name: t.platform for t in targets}, combined, builder.matrix.targets)
     publisher.check(image)
     staged, strange = [], []
+    folder = _work_folder(builder.cache)
     for target in targets:
-        folder = builder.cache / "publish"
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=folder) as work:
             export = Path(work) / "layout"
             report = builder.build([target], replace(options, export=export))
-            raise_for(report, publisher.again or "imgbuild publish")
+            _refuse_failed(report, publisher)
             try:
                 layout = Layout(export)
             except UnsoundError as e:
@@ -71,6 +74,27 @@ def publish(
     return Published(
         images=tuple(staged), tags=tags, strange=tuple(strange), seconds=time.monotonic() - begun
     )
+
+
+def _work_folder(cache: Path) -> Path:
+    """Where images lie on their way; what a publish that was killed left there long ago goes."""
+    folder = cache / "publish"
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+    return folder
+
+
+def _refuse_failed(report: Report, publisher: Publisher) -> None:
+    """All or none: what is missing keeps the others' tags where they are, and the command is to be repeated whole."""
+    try:
+        raise_for(report, "")
+    except BuildError as e:
+        again = f"; when it builds: {publisher.again}" if publisher.again else ""
+        raise BuildError(
+            f"nothing is published, no tag has moved\n{e.message}", hint=f"mend it{again}"
+        ) from None
 
 
 def _differs(builder: Builder, plan: Plan, layout: Layout) -> bool:

@@ -141,8 +141,7 @@ class Publisher:
             meter = Meter(plan.name, sum(b.size for b in _blobs(manifest)), self.say)
             for blob in _blobs(manifest):
                 self._send(repository, blob, layout.blob(blob), moved, meter)
-            if there is None:
-                self._manifests(repository, layout, image, moved, meter)
+            self._manifests(repository, layout, image, moved, meter, alone=there is not None)
             self._attach(repository, own, moved)
         top = there or layout.top
         return Staged(
@@ -226,10 +225,21 @@ class Publisher:
         setattr(moved, how, getattr(moved, how) + blob.size)
 
     def _manifests(
-        self, repository: Repository, layout: Layout, image: Document, moved: Moved, meter: Meter
+        self,
+        repository: Repository,
+        layout: Layout,
+        image: Document,
+        moved: Moved,
+        meter: Meter,
+        *,
+        alone: bool,
     ) -> None:
-        """The image, then its provenance, then the index around both."""
-        documents = {d.digest: d for d in (image, *layout.attestations(), layout.top)}
+        """The image, then its provenance, then the index around both.
+
+        `alone`: the image's manifest only, where its index is there: a registry's garbage collection may forget what
+        only an index points to.
+        """
+        documents = {d.digest: d for d in (image, *(() if alone else (*layout.attestations(), layout.top)))}
         for document in documents.values():
             for blob in () if document is image or document.is_index else _blobs(document.manifest()):
                 self._send(repository, blob, layout.blob(blob), moved, meter)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 UNAUTHORISED, FORBIDDEN, MISSING, TOO_MANY = 401, 403, 404, 429
 _SERVER = 500
 _LONGEST_WORDS = 300
+_HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
+"""What a connection that breaks in the middle of a handshake is, in TLS's words."""
 
 
 class RefusedError(Exception):
@@ -75,6 +77,8 @@ def _refused(host: str, error: RefusedError) -> str:
 
 def _answer(host: str, error: RefusedError) -> str:
     match error.status:
+        case 400:
+            return f"see what stands between here and {host}: it got something else than was sent"
         case 401 | 403:
             return f"docker login {host}"
         case 404:
@@ -105,29 +109,35 @@ def why(error: requests.RequestException) -> str:
             why = f"became too slow: {error}"
         case _ if isinstance(cause, ssl.SSLCertVerificationError):
             why = f"has a certificate that is not trusted here ({cause.verify_message or cause.reason})"
-        case requests.exceptions.SSLError():
+        case requests.exceptions.SSLError() if not isinstance(cause, _HUNG_UP):
             why = "cannot be spoken to by TLS"
         case requests.exceptions.ProxyError():
             why = "cannot be reached through the proxy"
         case requests.exceptions.ConnectTimeout():
-            why = "did not answer in time"
+            why = f"did not answer{_seconds(error)}"
         case requests.exceptions.Timeout():
-            why = "fell silent"
+            why = f"fell silent{_seconds(error)}"
         case _ if isinstance(cause, ConnectionRefusedError):
             why = "does not run: the connection was refused"
         case _ if isinstance(cause, socket.gaierror):
             why = "is a name that is not known"
         case requests.exceptions.ConnectionError() | requests.exceptions.ChunkedEncodingError():
-            reason = getattr(cause, "strerror", None)
+            reason = None if isinstance(cause, ssl.SSLError) else getattr(cause, "strerror", None)
             why = f"broke the connection{f' ({reason})' if reason else ''}"
         case _:
             why = f"cannot be asked: {error}"
     return why
 
 
+def _seconds(error: requests.RequestException) -> str:
+    """How long was waited, which urllib3 says in its own words."""
+    found = re.search(r"timeout=([0-9.]+)", str(error))
+    return f" for {float(found[1]):g} s" if found else ""
+
+
 def remedy(error: requests.RequestException, again: str | None) -> str:
     then = f", then: {again}" if again else ""
-    if isinstance(error, requests.exceptions.SSLError):
+    if isinstance(root(error), ssl.SSLCertVerificationError):
         return f"name the bundle with its certificate in SSL_CERT_FILE{then}"
     return f"see that it runs{then}"
 

@@ -15,7 +15,7 @@ import requests
 
 from imgbuild.errors import UnsoundError
 from imgbuild.manifests import INDEX, KINDS, Descriptor, Document, Index
-from imgbuild.refusals import MISSING, RefusedError
+from imgbuild.refusals import MISSING, RefusedError, SlowError
 from imgbuild.transport import CHUNK, Connection, Patience
 
 if TYPE_CHECKING:
@@ -153,18 +153,19 @@ class Repository:
         manifest = document.manifest()
         if manifest.subject is None:
             raise UnsoundError("what is attached names no subject")
-        listed = self.put_manifest(document.digest, document)
-        if not listed:
-            subject = manifest.subject.digest
+        subject, digest = manifest.subject.digest, document.digest
+        if self.has_manifest(digest) and digest in {d.digest for d in self.referrers(subject)}:
+            return digest
+        if not self.put_manifest(digest, document):
             index = self._listed(subject)
-            if document.digest not in {d.digest for d in index.manifests}:
-                own = document.descriptor(
-                    artifact_type=manifest.artifact_type or manifest.config.media_type,
-                    annotations=manifest.annotations,
-                )
-                index = index.model_copy(update={"manifests": (*index.manifests, own)})
-                self.put_manifest(_referrers_tag(subject), Document(media_type=INDEX, raw=index.raw()))
-        return document.digest
+            own = document.descriptor(
+                artifact_type=manifest.artifact_type or manifest.config.media_type,
+                annotations=manifest.annotations,
+            )
+            others = tuple(d for d in index.manifests if d.digest != digest)
+            index = index.model_copy(update={"manifests": (*others, own)})
+            self.put_manifest(_referrers_tag(subject), Document(media_type=INDEX, raw=index.raw()))
+        return digest
 
     def _listed(self, digest: str) -> Index:
         there = self.manifest(_referrers_tag(digest))
@@ -203,7 +204,7 @@ class Repository:
                 if there == before:  # an end where none is
                     break
             except (requests.RequestException, RefusedError) as e:
-                if there > before:
+                if there > before and not isinstance(e, SlowError):
                     attempts.progressed()
                 attempts.failed(e)
         if blob.digest != f"sha256:{hashed.hexdigest()}":

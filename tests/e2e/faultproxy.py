@@ -30,6 +30,10 @@ _CHUNK = 1 << 16
 _HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authorization"}
 
 
+def _as_it_is(piece: bytes, _place: int) -> bytes:
+    return piece
+
+
 @dataclass
 class _Fault:
     act: Callable[[Exchange], None]
@@ -113,7 +117,8 @@ class Exchange(http.server.BaseHTTPRequestHandler):
     def forward(
         self,
         *,
-        alter: Callable[[bytes, int], bytes] = lambda piece, _: piece,
+        alter: Callable[[bytes, int], bytes] = _as_it_is,
+        alter_sent: Callable[[bytes, int], bytes] = _as_it_is,
         stop_after: int | None = None,
         announce: int | None = None,
         pause: float = 0.0,
@@ -121,10 +126,10 @@ class Exchange(http.server.BaseHTTPRequestHandler):
     ) -> None:
         """Ask upstream and pass on what it says.
 
-        `alter` gets each piece of the body with its place; after `stop_after` bytes the connection breaks; `announce`
+        `alter` gets each piece of the answer with its place, `alter_sent` of the request; after `stop_after` bytes the connection breaks; `announce`
         replaces Content-Length; `pause` seconds are waited before each piece of `chunk` bytes.
         """
-        connection = self.ask()
+        connection = self.ask(alter_sent)
         try:
             answer = connection.getresponse()
             self.send_response(answer.status)
@@ -137,6 +142,8 @@ class Exchange(http.server.BaseHTTPRequestHandler):
             if self.command == "HEAD":
                 return None
             place = 0
+            if announce == 0:
+                return None
             while piece := answer.read(min(chunk, _CHUNK)):
                 left = None if stop_after is None else stop_after - place
                 piece = piece if announce is None else piece[: max(0, announce - place)]
@@ -153,7 +160,7 @@ class Exchange(http.server.BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def ask(self) -> http.client.HTTPConnection:
+    def ask(self, alter: Callable[[bytes, int], bytes] = _as_it_is) -> http.client.HTTPConnection:
         """Send the request upstream, body and all."""
         proxy: FaultProxy = self.server.proxy
         connection: http.client.HTTPConnection = (
@@ -166,9 +173,9 @@ class Exchange(http.server.BaseHTTPRequestHandler):
             if name.lower() not in _HOP:
                 connection.putheader(name, value)  # Host too: the registry's links then lead back here
         connection.endheaders()
-        left = int(self.headers.get("Content-Length") or 0)
+        size = left = int(self.headers.get("Content-Length") or 0)
         while left and (piece := self.rfile.read(min(left, _CHUNK))):
-            connection.send(piece)
+            connection.send(alter(piece, size - left))
             left -= len(piece)
         return connection
 
@@ -209,7 +216,12 @@ def status(code: int, message: str = "no, says the proxy", **headers: str) -> Ca
 
 def truncated(size: int) -> Callable[[Exchange], None]:
     """An answer that is shorter than it was, and says so of itself: a blob damaged at its end."""
-    return lambda exchange: exchange.forward(announce=size)
+
+    def act(exchange: Exchange) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-", exchange.headers.get("Range") or "")
+        exchange.forward(announce=max(0, size - int(asked[1])) if asked else size)
+
+    return act
 
 
 def broken(size: int) -> Callable[[Exchange], None]:
@@ -220,11 +232,20 @@ def broken(size: int) -> Callable[[Exchange], None]:
 def flipped(place: int = 0) -> Callable[[Exchange], None]:
     """An answer in which a bit is another."""
 
+    return lambda exchange: exchange.forward(alter=_flip(place))
+
+
+def flipped_sent(place: int = 0) -> Callable[[Exchange], None]:
+    """A request in which a bit is another."""
+    return lambda exchange: exchange.forward(alter_sent=_flip(place))
+
+
+def _flip(place: int) -> Callable[[bytes, int], bytes]:
     def alter(piece: bytes, start: int) -> bytes:
         at = place - start
         return piece[:at] + bytes([piece[at] ^ 1]) + piece[at + 1 :] if 0 <= at < len(piece) else piece
 
-    return lambda exchange: exchange.forward(alter=alter)
+    return alter
 
 
 def slow(bytes_per_second: float, *, chunk: int = 64) -> Callable[[Exchange], None]:

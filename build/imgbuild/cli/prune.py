@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def command(app: App, kinds: tuple[str, ...], everything: bool, dry_run: bool, yes: bool) -> None:
     """Remove what builds left behind.
 
-    Kinds: images, build-cache (the default), bases, sources, wheelhouse, logs. Only what imgbuild made is touched, apart
-    from the build cache, which is the engine's.
+    Kinds: images, build-cache (the default), bases, sources, wheelhouse, publish, logs. Only what imgbuild made is
+    touched, apart from the build cache, which is the engine's.
     """
     from imgbuild.errors import ConfigError, nearest
     from imgbuild.housekeeping import KINDS, prune
