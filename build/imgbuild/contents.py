@@ -150,7 +150,9 @@ def _take(found: Scan, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Non
         return
     found.files += 1
     found.bytes += member.size
-    if name == "METADATA" and folder.endswith(".dist-info"):
+    # What a package carries in itself (setuptools/_vendor) is not installed.
+    installed = posixpath.basename(posixpath.dirname(folder)) in ("site-packages", "dist-packages")
+    if name == "METADATA" and folder.endswith(".dist-info") and installed:
         text = _text(archive, member)
         if both := _metadata(text):
             found.python[folder] = both
