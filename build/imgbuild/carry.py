@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from imgbuild import __version__, archive
+from imgbuild.contents import of_sbom
 from imgbuild.errors import ConfigError, DiskError, EngineError, SelectionError, UnsoundError
 from imgbuild.report import human
 
@@ -41,6 +42,13 @@ def save(
     SelectionError when the engine has no such image, DiskError when the file would not fit.
     """
     engine = engine_store.engine
+    if sbom is not None:
+        try:
+            of_sbom(sbom)
+        except UnsoundError as e:
+            raise ConfigError(
+                f"--sbom: {e}", hint="imgbuild sbom prints the one of a published image"
+            ) from None
     view = engine_store.view(reference, ())
     if view is None:
         target = view_target(reference)

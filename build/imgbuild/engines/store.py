@@ -74,11 +74,15 @@ class DockerStore:
         self.engine = engine
 
     def view(self, tag: str, groups: Sequence[str]) -> View | None:
+        from docker.errors import DockerException  # noqa: PLC0415
+
         image = self._image(tag)
         if image is None:
             return None
         attrs = image.attrs
-        steps = list(reversed(image.history()))
+        steps: list[Any] = []
+        with suppress(DockerException):  # an image of which blobs are missing has none
+            steps = list(reversed(image.history()))
         diffs = (attrs.get("RootFS") or {}).get("Layers") or []
         made = [s for s in steps if _makes_layer(str(s["CreatedBy"]), int(s["Size"]))]
         config = _config(attrs, diffs, [str(s["CreatedBy"]) for s in made])
