@@ -129,10 +129,10 @@ def load(engine_store: Store | None, path: Path, *, meter: MeterOf, say: Say) ->
     before = engine.find(listing.reference)
     with meter(f"giving it to {engine.name}", size) as progress:
         loaded = engine_store.load(archive.pieces(path, progress.at))
-    if loaded is not None and loaded.removeprefix("localhost/") != listing.reference:
-        engine_store.tag(
-            loaded, listing.reference
-        )  # Podman puts docker.io/library in front of it, or gives a number
+    # Podman puts docker.io/library in front of Docker's names, Docker takes Podman's localhost for a registry.
+    own = {listing.reference, f"localhost/{listing.reference}" if engine.name == "podman" else ""}
+    if loaded is not None and loaded not in own:
+        engine_store.tag(loaded, listing.reference)
     after = engine.find(listing.reference)
     if after is None:
         raise EngineError(f"{engine.name} took {path} in, and has no {listing.reference}")

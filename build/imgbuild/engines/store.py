@@ -175,7 +175,7 @@ class DockerStore:
             for line in api.load_image(iter(pieces)):
                 if error := line.get("error"):
                     raise _trouble(str(error), "Docker cannot take the image in")
-                said += str(line.get("stream", ""))
+                said += str(line.get("stream") or line.get("status") or "")
         except (DockerException, RequestException) as e:
             raise _trouble(str(e), "Docker cannot take the image in") from None
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from imgbuild.plan import Plan
     from imgbuild.project import Project
 
-NAME = "imgbuild-e2e-pull"
+NAME = f"imgbuild-e2e-pull-{os.getpid()}"  # two runs may go on beside one another
 PATH = "team/comfyui"
 _RUN = random.SystemRandom().getrandbits(64)
 

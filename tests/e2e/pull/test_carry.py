@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def saved(own: Project, where: str, tmp_path: Path) -> Path:
-    assert pull(own, "--target", "cpu", "--registry", where).returncode == 0
+    done = pull(own, "--target", "cpu", "--registry", where)
+    assert done.returncode == 0, done.stderr
     path = tmp_path / "cpu.tar.zst"
     done = imgbuild(own, "save", "-t", "cpu", "-o", path)
     assert done.returncode == 0, done.stderr
@@ -118,6 +119,7 @@ def test_podman_takes_it_in(client, own, saved, tmp_path):
         docker = imgbuild(own, "load", again)
         assert docker.returncode == 0, docker.stderr
         assert client.images.get(f"{NAME}:cpu").labels["imgbuild.target"] == "cpu"
+        client.api.remove_image(f"localhost/{NAME}:cpu", force=True)
         info = json.loads(imgbuild(own, "inspect", f"{NAME}:cpu", "--engine", "podman", "--json").stdout)
         assert info["labels"]["imgbuild.target"] == "cpu"
         assert len(info["layers"]) == 3
