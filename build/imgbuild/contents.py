@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import posixpath
 import re
 import tarfile
+import zlib
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
+
+import zstandard
 
 from imgbuild.errors import EngineError, UnsoundError
 
@@ -134,7 +138,7 @@ def scan(stream: IO[bytes], progress: Callable[[int], None] | None = None) -> Sc
         with tarfile.open(fileobj=counted, mode="r|", bufsize=_CHUNK) as archive:
             for member in archive:
                 _take(found, archive, member)
-    except tarfile.TarError as e:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as e:
         raise EngineError(f"a layer is no whole tar: {e}") from None
     return found
 
@@ -150,7 +154,9 @@ def _take(found: Scan, archive: tarfile.TarFile, member: tarfile.TarInfo) -> Non
         return
     found.files += 1
     found.bytes += member.size
-    if name == "METADATA" and folder.endswith(".dist-info"):
+    # What a package carries in itself (setuptools/_vendor) is not installed.
+    installed = posixpath.basename(posixpath.dirname(folder)) in ("site-packages", "dist-packages")
+    if name == "METADATA" and folder.endswith(".dist-info") and installed:
         text = _text(archive, member)
         if both := _metadata(text):
             found.python[folder] = both

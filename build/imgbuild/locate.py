@@ -84,7 +84,10 @@ class Finder:
         if located.checked is not None and located.path is not None:
             sbom = located.checked.sbom
             if sbom is not None and not deep:
-                return contents.of_sbom(sbom)
+                try:
+                    return contents.of_sbom(sbom)
+                except UnsoundError as e:
+                    return f"{located.path}: {e}; --deep reads its layers"
             return self._of_archive(located.path, located.checked)
         assert located.engine is not None
         return self._of_engine(located.engine, located.view, deep=deep)

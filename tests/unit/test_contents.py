@@ -46,6 +46,8 @@ def dist(name, version):
 
 def test_layers_are_put_on_each_other():
     below = layer({**dist("torch", "2.12.0"), **dist("Typing_Extensions", "4.1"), DPKG: STATUS})
+    vendored = f"{SITE}/setuptools/_vendor/wheel-0.45.dist-info/METADATA"
+    assert layer({vendored: b"Name: wheel\nVersion: 0.45\n"}).python == {}
     above = layer(
         {
             f"{SITE}/.wh.torch-2.12.0.dist-info": b"",

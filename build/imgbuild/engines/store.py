@@ -74,11 +74,15 @@ class DockerStore:
         self.engine = engine
 
     def view(self, tag: str, groups: Sequence[str]) -> View | None:
+        from docker.errors import DockerException  # noqa: PLC0415
+
         image = self._image(tag)
         if image is None:
             return None
         attrs = image.attrs
-        steps = list(reversed(image.history()))
+        steps: list[Any] = []
+        with suppress(DockerException):  # an image of which blobs are missing has none
+            steps = list(reversed(image.history()))
         diffs = (attrs.get("RootFS") or {}).get("Layers") or []
         made = [s for s in steps if _makes_layer(str(s["CreatedBy"]), int(s["Size"]))]
         config = _config(attrs, diffs, [str(s["CreatedBy"]) for s in made])
@@ -171,7 +175,7 @@ class DockerStore:
             for line in api.load_image(iter(pieces)):
                 if error := line.get("error"):
                     raise _trouble(str(error), "Docker cannot take the image in")
-                said += str(line.get("stream", ""))
+                said += str(line.get("stream") or line.get("status") or "")
         except (DockerException, RequestException) as e:
             raise _trouble(str(e), "Docker cannot take the image in") from None
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     from imgbuild.plan import Plan
     from imgbuild.project import Project
 
-NAME = "imgbuild-e2e-pull"
+NAME = f"imgbuild-e2e-pull-{os.getpid()}"  # two runs may go on beside one another
 PATH = "team/comfyui"
+_RUN = random.SystemRandom().getrandbits(64)
 
 
 def text(seed: int, size: int) -> bytes:
-    """Bytes that compress, so that levels of gzip differ."""
-    return bytes(random.Random(seed).choices(b"abcdef", k=size))
+    """Bytes that compress, so that levels of gzip differ; others in each run, since the engine forgets slowly."""
+    return bytes(random.Random(_RUN + seed).choices(b"abcdef", k=size))
 
 
 def tiny(plan: Plan, *, salt: int = 0, **changes: Any) -> TinyImage:

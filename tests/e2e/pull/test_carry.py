@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def saved(own: Project, where: str, tmp_path: Path) -> Path:
-    assert pull(own, "--target", "cpu", "--registry", where).returncode == 0
+    done = pull(own, "--target", "cpu", "--registry", where)
+    assert done.returncode == 0, done.stderr
     path = tmp_path / "cpu.tar.zst"
     done = imgbuild(own, "save", "-t", "cpu", "-o", path)
     assert done.returncode == 0, done.stderr
@@ -49,6 +50,20 @@ def test_the_archive_is_looked_at_like_an_image(own, saved, where):
     info = json.loads(imgbuild(own, "inspect", saved, "--packages", "--json").stdout)
     assert info["packages"]["python"] == {"torch": "2.13.0"}
     assert info["tags"] == [f"{NAME}:cpu"]
+
+
+def test_an_sbom_travels_with_it(own, saved, tmp_path):
+    bom = {"bomFormat": "CycloneDX", "components": [{"purl": "pkg:pypi/numpy@2.4.0"}]}
+    (tmp_path / "bom.json").write_text(json.dumps(bom))
+    done = imgbuild(own, "save", "-t", "cpu", "-o", saved, "--sbom", tmp_path / "bom.json")
+    assert done.returncode == 0, done.stderr
+    info = json.loads(imgbuild(own, "inspect", saved, "--packages", "--json").stdout)
+    assert info["packages"]["python"] == {"numpy": "2.4.0"}
+    assert [a["kind"] for a in info["attachments"]] == ["SBOM"]
+    (tmp_path / "bom.json").write_text("hello")
+    done = imgbuild(own, "save", "-t", "cpu", "-o", saved, "--sbom", tmp_path / "bom.json")
+    assert done.returncode == 2
+    assert "--sbom: its SBOM is no JSON" in done.stderr
 
 
 def test_docker_load_reads_it_too(client, saved, published):
@@ -88,7 +103,7 @@ def forget_podman(podman):
         subprocess.run([*podman.command, "rmi", "--force", image.digest], capture_output=True, check=False)
 
 
-def test_podman_takes_it_in(own, saved, tmp_path):
+def test_podman_takes_it_in(client, own, saved, tmp_path):
     podman = Podman(os.environ)
     if shutil.which("podman") is None:
         pytest.skip("no podman")
@@ -100,6 +115,11 @@ def test_podman_takes_it_in(own, saved, tmp_path):
         back = imgbuild(own, "save", "-t", "cpu", "-o", again, "--engine", "podman")
         assert back.returncode == 0, back.stderr
         assert imgbuild(own, "load", again, "--check").returncode == 0
+        client.api.remove_image(f"{NAME}:cpu", force=True)
+        docker = imgbuild(own, "load", again)
+        assert docker.returncode == 0, docker.stderr
+        assert client.images.get(f"{NAME}:cpu").labels["imgbuild.target"] == "cpu"
+        client.api.remove_image(f"localhost/{NAME}:cpu", force=True)
         info = json.loads(imgbuild(own, "inspect", f"{NAME}:cpu", "--engine", "podman", "--json").stdout)
         assert info["labels"]["imgbuild.target"] == "cpu"
         assert len(info["layers"]) == 3
@@ -120,6 +140,24 @@ def test_podman_pulls(own, where):
         assert to_move(image, store(podman).chains()) == 0
     finally:
         forget_podman(podman)
+
+
+def test_a_disk_without_room(own, saved, tmp_path):
+    """Said before a byte is written."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "none", disk], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        done = imgbuild(own, "save", "-t", "cpu", "-o", disk / "x.tar.zst")
+        assert done.returncode == 11, done.stderr
+        assert "are free in" in done.stderr
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_save_and_load_of_nothing(own, tmp_path):

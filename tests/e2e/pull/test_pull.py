@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
 from conftest import forget
 from faultproxy import dies, flipped, hangs_up, status
-from kit import ROOT
+from kit import ROOT, imgbuild
 from pullkit import NAME, PATH, fetched, pull, tiny
 from registries import client_env, make_certificate, real_registry
+from tinyimages import digest as digest_of
 from tinyimages import push
 
+from imgbuild.cosign import sign
 from imgbuild.engines.docker import Docker
 from imgbuild.engines.store import store
 from imgbuild.errors import SelectionError
@@ -233,15 +236,33 @@ def test_a_password_over_tls(client, own, plans, tmp_path):
             forget(client, registry.host)
 
 
-def test_a_signature_is_asked_for_before_anything_is_fetched(client, own, where, tmp_path):
-    key = tmp_path / "cosign.pub"
-    if shutil.which("cosign"):
-        pytest.skip("with cosign, test_publish signs and verifies")
-    key.write_text("x")
-    done = pull(own, "--target", "cpu", "--registry", where, "--verify-key", str(key))
-    assert done.returncode == 5
-    assert "cosign" in done.stderr
+def test_a_signature_is_asked_for_before_anything_is_fetched(client, own, registry, plans, tmp_path):
+    if shutil.which("cosign") is None:
+        pytest.skip("no cosign: apt-get install -t trixie cosign")
+    env = {**os.environ, "COSIGN_PASSWORD": "x"}
+    for name in ("mine", "theirs"):
+        words = ["cosign", "generate-key-pair", "--output-key-prefix", str(tmp_path / name)]
+        subprocess.run(words, env=env, check=True, capture_output=True)
+    path = f"{registry.host}/signed/comfyui"
+    digest = push(f"{path}:cpu", tiny(plans["cpu"], salt=5), env=os.environ)
+    words = ("--target", "cpu", "--registry", path, "--verify-key")
+    registry.clear()
+    done = pull(own, *words, str(tmp_path / "mine.pub"))
+    assert done.returncode == 7, done.stderr
+    assert "is not signed" in done.stderr
+    sign((Reference.parse(path).at(digest),), str(tmp_path / "mine.key"), env)
+    wrong = pull(own, *words, str(tmp_path / "theirs.pub"))
+    assert wrong.returncode == 7, wrong.stderr
+    assert "is not signed by" in wrong.stderr
     assert not client.images.list(name=f"{NAME}:cpu")
+    layers = {digest_of(blob) for _, blob in tiny(plans["cpu"], salt=5).blobs()}
+    assert not fetched(registry) & layers
+    right = pull(own, *words, str(tmp_path / "mine.pub"))
+    assert right.returncode == 0, right.stderr
+    assert f"{path}@{digest} is signed by" in right.stderr
+    assert client.images.get(f"{NAME}:cpu").id == digest
+    attached = json.loads(imgbuild(own, "inspect", f"{path}:cpu", "--json").stdout)["attachments"]
+    assert [a["kind"] for a in attached] == ["signature"]
 
 
 def test_docker_that_is_not_there(own, where):
