@@ -6,15 +6,20 @@ WORKERS ?= 3
 VENV := .venv
 IMGBUILD := $(VENV)/bin/imgbuild
 
-.PHONY: image test test-gpu check lint clean
+.PHONY: image test test-slow test-gpu check lint clean
 
 image: $(VENV)/.ready  ## Mend the machine where needed (as root on Debian and Ubuntu), then build TARGET
 	$(IMGBUILD) doctor --fix
 	$(IMGBUILD) build --target $(TARGET) $(ARGS)
 
-test: $(VENV)/.ready  ## Every test that this machine can run; what is skipped says why
-	@IMGBUILD_IMAGE="$${IMGBUILD_IMAGE-$$(docker image inspect comfyui:cpu >/dev/null 2>&1 && echo comfyui:cpu)}" \
-		$(VENV)/bin/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+# The image that tests are of: comfyui:cpu where this machine has it.
+TESTED = IMGBUILD_IMAGE="$${IMGBUILD_IMAGE-$$(docker image inspect comfyui:cpu >/dev/null 2>&1 && echo comfyui:cpu)}"
+
+test: $(VENV)/.ready  ## What this machine can prove in minutes; what that leaves out is said at the end
+	@$(TESTED) $(VENV)/bin/pytest --numprocesses $(WORKERS) --dist loadgroup -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.ready  ## The rest: builds without cache, updates of running servers, two engines of which one is killed
+	@$(TESTED) $(VENV)/bin/pytest -m slow tests/e2e $(ARGS)
 
 test-gpu: $(VENV)/.ready  ## The kernels of TARGET's image against PyTorch, on this machine's GPU
 	$(VENV)/bin/python tests/gpu/in_image.py $(or $(IMAGE),comfyui:$(TARGET)) --keep

@@ -26,10 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# A build without cache, or many servers started and stopped, or engines of their own: minutes each.
+_SLOW = {"test_machines.py", "test_reproducible.py", "test_secrets.py", "test_update.py"}
+
+
+@pytest.hookimpl(tryfirst=True)  # -m looks at markers in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.engine)
+            if item.path.name in _SLOW:
+                item.add_marker(pytest.mark.slow)
             # One worker under pytest-xdist --dist loadgroup: they share one image, and look at what the cache gains.
             item.add_marker(pytest.mark.xdist_group("engine"))
 
