@@ -22,7 +22,10 @@ _COVERED_BY = {
     "tests/unit/comfyrun": "imgbuild test, inside an image; IMGBUILD_COMFYUI_TREES, IMGBUILD_TORCH (CONTRIBUTING)",
 }
 _NEVER = (
-    ("builds without cache, updates of a running server, two engines of which one is killed", "make test-slow"),
+    (
+        "builds without cache, updates of a running server, two engines of which one is killed",
+        "make test-slow",
+    ),
     ("images of gb10, h100, ada", "imgbuild build --all, then imgbuild test --all"),
     ("kernels compiled whole", "imgbuild wheels build --all"),
     ("Podman", "imgbuild test --target cpu --engine podman"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from imgbuild import cosign, sbom
 from imgbuild.errors import ConfigError, RegistryError, UnsoundError, VerificationError
 from imgbuild.manifests import INDEX, Descriptor, Document, Index, Platform
-from imgbuild.reference import Reference, is_host, is_path
+from imgbuild.reference import Reference, image_in
 from imgbuild.refusals import RefusedError, told
 from imgbuild.registry import Repository
 from imgbuild.report import human
@@ -79,7 +79,7 @@ class Staged:
 
 @dataclass(frozen=True, kw_only=True)
 class Publisher:
-    """Into `registry`, which is REGISTRY/PATH; the image's own name is put behind it."""
+    """Into `registry`, which is REGISTRY/PATH; the image's own name is put behind it, unless it ends so."""
 
     registry: str
     env: Mapping[str, str]
@@ -96,12 +96,7 @@ class Publisher:
     """The command that was called, for hints."""
 
     def __post_init__(self) -> None:
-        host, _, path = self.registry.rstrip("/").partition("/")
-        if not is_host(host) or (path and not is_path(path)):
-            raise ConfigError(
-                f"--registry {self.registry!r} is no place in a registry",
-                hint="write it as REGISTRY/PATH, the path in small letters, without https://",
-            )
+        self.name("image")  # whether it can be one
         if not _DAY.fullmatch(self.day):
             raise ConfigError(
                 f"--date {self.day}: write it as YYYYMMDD, or YYYYMMDD.2 for a second of that day"
@@ -111,8 +106,7 @@ class Publisher:
 
     def name(self, image: str) -> Reference:
         """Where an image of that name goes."""
-        host, _, path = self.registry.rstrip("/").partition("/")
-        return Reference(host=host, path=f"{path}/{image}" if path else image)
+        return image_in(self.registry, image)
 
     def tags(self, plan: Plan) -> tuple[str, ...]:
         """The one that never moves first, then the one of the version, then the target's own."""

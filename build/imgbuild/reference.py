@@ -77,6 +77,27 @@ class Reference:
         return replace(self, tag=None, digest=digest)
 
 
+def image_in(registry: str, image: str) -> Reference:
+    """Where REGISTRY/PATH has the image of that name; a path that ends with the name is the image's own already.
+
+    What `--registry` takes, for who writes and for who reads. ConfigError says what is wrong with it.
+    """
+    host, _, path = registry.rstrip("/").partition("/")
+    if is_host(host) and ("@" in path or ":" in path):
+        bare = re.split("[@:]", path, maxsplit=1)[0]
+        raise ConfigError(
+            f"--registry {registry}: without a tag; each target has its own",
+            hint=f"--registry {host}/{bare}",
+        )
+    if not is_host(host) or (path and not is_path(path)):
+        raise ConfigError(
+            f"--registry {registry!r} is no place in a registry",
+            hint="write it as REGISTRY/PATH, the path in small letters, without https://",
+        )
+    own = path == image or path.endswith(f"/{image}")
+    return Reference(host=host, path=path if own else "/".join(filter(None, (path, image))))
+
+
 def is_host(text: str) -> bool:
     """Whether a text can only be a registry: it has a dot or a port, or is localhost."""
     return bool(_HOST.fullmatch(text)) and (text == "localhost" or "." in text or ":" in text)

@@ -81,6 +81,17 @@ class Engine:
     def inspect(self, kind: str, name: str) -> Any:
         return json.loads(self.call(kind, "inspect", name).out)[0]
 
+    def history(self, image: str, *options: str) -> str:
+        """How an image was made. Docker knows it of what is unpacked, and unpacks another platform's when it is used."""
+        words = ("history", "--no-trunc", *options, image)
+        done = self.call(*words, check=False)
+        if done.code and "snapshot" in done.err:
+            self.run(image, entrypoint="true")
+            done = self.call(*words)
+        if done.code:
+            raise EngineFailedError(f"{self.name} {' '.join(words)}: {done.err}")
+        return done.out
+
     def run(
         self,
         image: str,

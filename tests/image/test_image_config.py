@@ -78,7 +78,7 @@ def test_its_environment_holds_nothing_more(config: dict[str, Any]) -> None:
 
 def test_its_history_tells_nothing_of_the_machine(config: dict[str, Any], engine: Any, image: str) -> None:
     """No proxy, package index or certificate path among environment, labels and build steps."""
-    history = engine.call("history", "--no-trunc", "--format", "{{.CreatedBy}}", image).out
+    history = engine.history(image, "--format", "{{.CreatedBy}}")
     texts = [*(config["Config"].get("Env") or ()), *history.splitlines()]
     texts += [f"{k}={v}" for k, v in (config["Config"].get("Labels") or {}).items()]
     assert [t for t in texts if _MACHINES_OWN.search(t)] == []

@@ -118,8 +118,7 @@ def test_its_size(
 
 def layers(engine: Any, image: str) -> list[dict[str, Any]]:
     """Of each layer, from the bottom to the top: the instruction that made it, and its bytes."""
-    words = ("history", "--no-trunc", "--human=false", "--format", "{{json .}}", image)
-    text = engine.call(*words).out.strip()
+    text = engine.history(image, "--human=false", "--format", "{{json .}}").strip()
     # Docker prints an object a line, Podman one list.
     entries = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
     rows = []

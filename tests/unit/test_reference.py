@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from imgbuild.errors import ConfigError
-from imgbuild.reference import Reference
+from imgbuild.reference import Reference, image_in
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -67,3 +67,31 @@ def test_others_of_the_repository():
     found = Reference.parse("r.example/x:a")
     assert str(found.tagged("b")) == "r.example/x:b"
     assert str(found.at(DIGEST)) == f"r.example/x@{DIGEST}"
+
+
+@pytest.mark.parametrize(
+    ("registry", "path"),
+    [
+        ("ghcr.io/team", "team/comfyui"),
+        ("ghcr.io/team/", "team/comfyui"),
+        ("ghcr.io/team/comfyui", "team/comfyui"),
+        ("ghcr.io/mycomfyui", "mycomfyui/comfyui"),
+        ("localhost:5000", "comfyui"),
+    ],
+)
+def test_publishing_and_pulling_mean_the_same_place(registry, path):
+    assert image_in(registry, "comfyui") == Reference(host=registry.partition("/")[0], path=path)
+
+
+@pytest.mark.parametrize(
+    ("registry", "words"),
+    [
+        ("ghcr.io/team/comfyui:h100", "without a tag"),
+        ("https://ghcr.io/team", "no place in a registry"),
+        ("team", "no place in a registry"),
+        ("ghcr.io/Team", "no place in a registry"),
+    ],
+)
+def test_no_place_in_a_registry(registry, words):
+    with pytest.raises(ConfigError, match=words):
+        image_in(registry, "comfyui")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     metavar="REGISTRY/PATH",
     envvar="IMGBUILD_REGISTRY",
     show_envvar=True,
-    help="Where imgbuild publish put the images.",
+    help="Where imgbuild publish put the images: the same words.",
 )
 @click.option(
     "--verify-key", "key", metavar="KEY", help="Only what is signed by this key; cosign's public one."
@@ -53,19 +53,13 @@ def command(
     from imgbuild import pull
     from imgbuild.doctor.probe import this_machine
     from imgbuild.engines.store import store
-    from imgbuild.errors import ConfigError
     from imgbuild.hardware import look
-    from imgbuild.reference import Reference
+    from imgbuild.reference import image_in
     from imgbuild.remoteimage import machine_platform
     from imgbuild.report import say, warn
 
     matrix = app.matrix()
-    place = Reference.parse(where)
-    if place.tag or place.digest:
-        raise ConfigError(
-            f"--registry {where}: without a tag; each target has its own",
-            hint=f"--registry {place.repository}",
-        )
+    place = image_in(where, matrix.common.image)
     asked = None if name == "auto" else matrix.select([name])[0]
     own = the_engine(app, engine)
     engine_store = store(own) if own.alive() else None

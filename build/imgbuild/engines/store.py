@@ -319,13 +319,22 @@ def _single(stream: Iterable[bytes]) -> bytes | None:
     return None
 
 
+_DAMAGED = ("unexpected commit digest", "failed precondition")
+"""What containerd says of a blob that is not what its digest says. It keeps such a blob as one that came halfway, and
+may stumble over it once more before it begins anew."""
+_ATTEMPTS = 3
+
+
 def _pull(argv: Sequence[str], reference: Reference, env: Mapping[str, str]) -> None:
-    with tempfile.TemporaryFile() as log:
-        status = proc.stream(argv, log=log, env=env)
-        if not status:
-            return
-        log.seek(0)
-        text = log.read().decode(errors="replace")
+    for _ in range(_ATTEMPTS):
+        with tempfile.TemporaryFile() as log:
+            status = proc.stream(argv, log=log, env=env)
+            if not status:
+                return
+            log.seek(0)
+            text = log.read().decode(errors="replace")
+        if not any(words in text for words in _DAMAGED):
+            break
     said = _last(text)
     if "no space left" in text.lower():
         raise DiskError(

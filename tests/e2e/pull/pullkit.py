@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from imgbuild.project import Project
 
 NAME = f"imgbuild-e2e-pull-{os.getpid()}"  # two runs may go on beside one another
-PATH = "team/comfyui"
+PATH = f"team/{NAME}"
 _RUN = random.SystemRandom().getrandbits(64)
 
 

@@ -175,7 +175,7 @@ def test_save_and_load_of_nothing(own, tmp_path):
 
 def test_save_of_an_image_whose_blobs_are_not_all_there(own, registry, plans, tmp_path):
     """The engine skipped blobs since it has the same content of another image, and then gives out half an image."""
-    path = f"{registry.host}/halves/comfyui"
+    path = f"{registry.host}/halves/{NAME}"
     push(f"{path}:h100", tiny(plans["h100"], salt=77), env=os.environ)
     push(f"{path}:ada", tiny(plans["ada"], salt=77, level=1), env=os.environ)
     assert pull(own, "--target", "h100", "--registry", path).returncode == 0

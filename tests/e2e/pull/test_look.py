@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from kit import imgbuild
-from pullkit import NAME, fetched, pull, tiny
+from pullkit import NAME, PATH, fetched, pull, tiny
 from tinyimages import attach, push
 
 
@@ -41,14 +41,14 @@ def test_inspect_of_an_engines_image_says_the_same(own, where):
     ("reference", "code", "says"),
     [
         ("nothing:here", 3, "docker has no image nothing:here"),
-        ("{host}/team/comfyui:h10", 9, "did you mean"),
+        ("{host}/{path}:h10", 9, "did you mean"),
         ("{host}/no/where:x", 9, "there is no such image"),
         ("./nothing.tar.zst", 2, "there is no file ./nothing.tar.zst"),
-        ("{host}/team/comfyui@sha256:12", 2, "is none"),
+        ("{host}/{path}@sha256:12", 2, "is none"),
     ],
 )
 def test_inspect_of_nothing(own, registry, where, reference, code, says):
-    done = imgbuild(own, "inspect", reference.format(host=registry.host))
+    done = imgbuild(own, "inspect", reference.format(host=registry.host, path=PATH))
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr

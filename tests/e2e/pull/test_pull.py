@@ -88,7 +88,7 @@ def test_a_dry_run_moves_nothing(client, own, registry, where, published):
 @pytest.mark.parametrize("level", [6, 1])
 def test_what_is_announced_is_what_is_fetched(own, registry, plans, level):
     """Of the second target of a platform only its own layer is new, even where its blobs are compressed otherwise."""
-    path = f"{registry.host}/announced{level}/comfyui"
+    path = f"{registry.host}/announced{level}/{NAME}"
     push(f"{path}:h100", tiny(plans["h100"], salt=level), env=os.environ)
     push(f"{path}:ada", tiny(plans["ada"], salt=level, level=level), env=os.environ)
     engine = store(Docker(os.environ))
@@ -105,7 +105,7 @@ def test_what_is_announced_is_what_is_fetched(own, registry, plans, level):
 
 
 def test_a_tag_that_moves_says_what_it_was(client, own, registry, plans):
-    path = "moving/comfyui"
+    path = f"moving/{NAME}"
     old = push(f"{registry.host}/{path}:cpu", tiny(plans["cpu"]), env=os.environ)
     words = ("--target", "cpu", "--registry", f"{registry.host}/{path}", "--json")
     assert pull(own, *words).returncode == 0
@@ -125,7 +125,7 @@ def test_a_tag_that_moves_says_what_it_was(client, own, registry, plans):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--registry", "team/comfyui"], 2, "its registry's name first"),
+        (["--registry", "team/comfyui"], 2, "no place in a registry"),
         (["--registry", "{where}:cpu"], 2, "without a tag"),
         (["--registry", "{where}", "--target", "h1000"], 3, "did you mean 'h100'"),
         (["--registry", "{host}/nothing/here", "--target", "cpu"], 3, "the registry has no such tag"),
@@ -140,7 +140,7 @@ def test_bad_input(own, registry, where, words, code, says):
 
 
 def test_an_image_without_labels_is_not_chosen(registry, plans):
-    path = f"{registry.host}/unlabelled"
+    path = f"{registry.host}/unlabelled/{NAME}"
     push(f"{path}:h100", tiny(plans["h100"], labels={}), env=os.environ)
     targets = [load_matrix(ROOT / "images").targets["h100"]]
     found = offers(Reference.parse(path), targets, env=os.environ)
@@ -150,7 +150,7 @@ def test_an_image_without_labels_is_not_chosen(registry, plans):
 
 
 def test_a_target_that_was_never_published(registry, plans):
-    path = f"{registry.host}/partly"
+    path = f"{registry.host}/partly/{NAME}"
     push(f"{path}:cpu", tiny(plans["cpu"]), env=os.environ)
     place = Reference.parse(path)
     found = offers(place, list(load_matrix(ROOT / "images").targets.values()), env=os.environ)
@@ -194,7 +194,7 @@ def test_faults_before_anything_is_fetched(client, own, registry, where, fault, 
 
 @pytest.mark.parametrize("fault", [status(404), flipped(30), dies()], ids=["missing", "wrong bytes", "gone"])
 def test_faults_while_the_engine_fetches(client, own, registry, plans, fault):
-    path = f"{registry.host}/broken/comfyui"
+    path = f"{registry.host}/broken/{NAME}"
     old = push(f"{path}:cpu", tiny(plans["cpu"]), env=os.environ)
     words = ("--target", "cpu", "--registry", path)
     assert pull(own, *words).returncode == 0
@@ -243,7 +243,7 @@ def test_a_signature_is_asked_for_before_anything_is_fetched(client, own, regist
     for name in ("mine", "theirs"):
         words = ["cosign", "generate-key-pair", "--output-key-prefix", str(tmp_path / name)]
         subprocess.run(words, env=env, check=True, capture_output=True)
-    path = f"{registry.host}/signed/comfyui"
+    path = f"{registry.host}/signed/{NAME}"
     digest = push(f"{path}:cpu", tiny(plans["cpu"], salt=5), env=os.environ)
     words = ("--target", "cpu", "--registry", path, "--verify-key")
     registry.clear()
