@@ -267,7 +267,8 @@ def gpu(subject: Subject, engine: Engine, image: str, pytestconfig: pytest.Confi
         why = "this target has no GPU"
     else:
         done = engine.run(image, entrypoint="true", options=GPU[engine.name], check=False)
-        why = f"the engine gives no GPU: {done.err.strip().splitlines()[-1]}" if done.code else ""
+        said = [line for line in done.err.splitlines() if line.strip() and "--help" not in line]
+        why = f"the engine gives no GPU: {said[-1] if said else done.code}" if done.code else ""
     if why and mode == "on":
         pytest.fail(f"--gpu on: {why}")
     if why:

@@ -99,7 +99,13 @@ def search_image(
         for digest, _, file in stored_blobs(*stored):
             _one(f"blobs/sha256/{digest.removeprefix('sha256:')}", file, search)
         return
-    words = [*engine.command, "image", "save", image]
+    words = [*engine.command, "image", "save"]
+    if engine.name == "podman":
+        words += [
+            "--format",
+            "oci-archive",
+        ]  # Docker's own form has no zstd, and Podman then gives out nothing
+    words.append(image)
     with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
         assert child.stdout is not None
         with tarfile.open(fileobj=child.stdout, mode="r|", bufsize=_PIECE) as tar:
