@@ -1,8 +1,6 @@
 # The two commands: `make image TARGET=cpu` and `make test`. Everything else is `imgbuild --help`.
 TARGET ?= cpu
 PYTHON ?= python3
-# One for the image's tests, one for builds, one for the rest: they wait for an engine more than they compute.
-WORKERS ?= 3
 VENV := .venv
 IMGBUILD := $(VENV)/bin/imgbuild
 
@@ -16,7 +14,7 @@ image: $(VENV)/.ready  ## Mend the machine where needed (as root on Debian and U
 TESTED = IMGBUILD_IMAGE="$${IMGBUILD_IMAGE-$$(docker image inspect comfyui:cpu >/dev/null 2>&1 && echo comfyui:cpu)}"
 
 test: $(VENV)/.ready  ## What this machine can prove in minutes; what that leaves out is said at the end
-	@$(TESTED) $(VENV)/bin/pytest --numprocesses $(WORKERS) --dist loadgroup -m "not slow" $(ARGS)
+	@$(TESTED) $(VENV)/bin/python tests/all.py $(ARGS)
 
 test-slow: $(VENV)/.ready  ## The rest: builds without cache, updates of running servers, two engines of which one is killed
 	@$(TESTED) $(VENV)/bin/pytest -m slow tests/e2e $(ARGS)

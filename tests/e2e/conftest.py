@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 
 # A build without cache, or many servers started and stopped, or engines of their own: minutes each.
-_SLOW = {"test_machines.py", "test_reproducible.py", "test_secrets.py", "test_update.py"}
+_SLOW = {
+    *("test_composed.py", "test_derived.py", "test_faults.py", "test_plain_bake.py", "test_reproducible.py"),
+    *("test_secrets.py", "test_two_machines.py", "test_update.py"),
+    *("test_carry.py", "test_look.py", "test_pull.py"),
+}
 
 
-@pytest.hookimpl(tryfirst=True)  # -m looks at markers in this hook too
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.engine)
-            if item.path.name in _SLOW:
-                item.add_marker(pytest.mark.slow)
-            # One worker under pytest-xdist --dist loadgroup: they share one image, and look at what the cache gains.
-            item.add_marker(pytest.mark.xdist_group("engine"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Here, because -m looks at markers in pytest_collection_modifyitems, before or after anybody's own."""
+    item.add_marker(pytest.mark.engine)
+    if item.path.name in _SLOW:
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,6 @@ _MARKERS = {
     "faults": "what goes wrong around it",
     "heavy": "hours under emulation, where it would prove nothing that is not proven without",
     "last": "ends the container that the others share",
-    "xdist_group(name)": "pytest-xdist runs them in one worker",
 }
 _EMULATED = 12  # times slower, about, under QEMU
 
@@ -284,13 +283,15 @@ def results(pytestconfig: pytest.Config) -> ImageResults:
     return pytestconfig.stash[RESULTS]
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.engine)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The cheap rings first; what ends the shared container last. Tests of other folders keep their places."""
     places = [i for i, item in enumerate(items) if HERE in item.path.parents]
     ours = [items[i] for i in places]
     for item in ours:
-        item.add_marker(pytest.mark.engine)
-        item.add_marker(pytest.mark.xdist_group("image"))
         found = _found(config) if item.get_closest_marker("heavy") else None
         if isinstance(found, Subject) and found.emulated:
             item.add_marker(
