@@ -3,14 +3,20 @@
 Not pytest-xdist with --dist loadgroup: 3.8 does not group under pytest 9.2, and the tests of a folder share one
 image, one server, one build cache. Each process writes its log to test-results/; what it ended with is shown when it
 ends, all of it where a test failed.
+
+What needs an engine is not run twice for the same image and the same code (proofs.py), which is said;
+IMGBUILD_AGAIN=1 runs it all the same.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from proofs import key_of, recall, remember
 
 ROOT = Path(__file__).parents[1]
 LOGS = ROOT / "test-results"
@@ -36,7 +42,13 @@ def main(arguments: list[str]) -> int:
     LOGS.mkdir(exist_ok=True)
     begun = said = time.monotonic()
     running = {}
+    keys = {part: None if part == "unit" or arguments else key_of(part) for part in PARTS}
     for part, folders in PARTS.items():
+        if (key := keys[part]) and (proven := recall(key)) and not os.environ.get("IMGBUILD_AGAIN"):
+            print(
+                f"=== {part}: of this image and this code proven {proven}; again: IMGBUILD_AGAIN=1 make test"
+            )
+            continue
         log = (LOGS / f"{part}.log").open("wb")
         words = [
             sys.executable,
@@ -59,7 +71,9 @@ def main(arguments: list[str]) -> int:
                     log.close()
                     del running[part]
                     codes[part] = child.returncode
-                    show(part, child.returncode, time.monotonic() - begun)
+                    said_last = show(part, child.returncode, time.monotonic() - begun)
+                    if (key := keys[part]) and child.returncode == 0:
+                        remember(key, said_last)
             if running and time.monotonic() - said > _TELL_EVERY:
                 said = time.monotonic()
                 print(f"… {said - begun:.0f} s: {', '.join(running)}; logs in {LOGS.name}/", flush=True)
@@ -74,8 +88,8 @@ def main(arguments: list[str]) -> int:
     return int(bool(bad))
 
 
-def show(part: str, code: int, seconds: float) -> None:
-    """The end of a part's log; the whole log when something failed."""
+def show(part: str, code: int, seconds: float) -> str:
+    """The end of a part's log; the whole log when something failed. Returns its last line."""
     text = (LOGS / f"{part}.log").read_text(errors="replace")
     lines = text.splitlines()
     if code in (0, _NOTHING_CHOSEN):
@@ -83,6 +97,7 @@ def show(part: str, code: int, seconds: float) -> None:
         lines = lines[at:]
     print(f"\n=== {part}: {'passed' if code == 0 else f'exit code {code}'}, {seconds:.0f} s", flush=True)
     print("\n".join(lines), flush=True)
+    return lines[-1].strip("= ") if lines else ""
 
 
 if __name__ == "__main__":
