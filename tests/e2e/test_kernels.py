@@ -19,6 +19,7 @@ from imgbuild.engines.docker import Docker
 from imgbuild.matrix import load_matrix
 from imgbuild.plan import make_plan
 from imgbuild.render import Renderer, bake_file, pretty, write
+from imgbuild.settings import read_settings
 
 CODE = {
     "gb10": ("12.1", "sm_121", "aarch64"),
@@ -81,6 +82,13 @@ def test_a_wheel_for_another_gpu_fails_the_build(client, probes, copy, cache, tm
         },
         base_contexts={plan.base.name: local.context} if local else {},
     )
+    # What this machine needs to reach an index: uv's own stage may not be in the cache.
+    settings = read_settings(os.environ)
+    secrets = [f"id=machine,src={tmp_path / 'machine'}"]
+    (tmp_path / "machine").write_text(settings.secret())
+    if settings.ca_bundle:
+        secrets.append(f"id=ca,src={settings.ca_bundle}")
+    bake["target"]["h100"]["secret"] = secrets
     entry = bake["target"]["h100"] | {"target": "venv-kernel-probe", "output": ["type=cacheonly"], "tags": []}
     (tmp_path / "bake.json").write_text(pretty({"target": {"h100": entry}}))
     words = ["--allow", "fs.read=/"] if Docker(os.environ).buildx_version() >= (0, 17) else []
