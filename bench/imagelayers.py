@@ -7,7 +7,6 @@ which does not depend on how a store or a registry compresses them.
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import subprocess
@@ -19,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from imgbuild.engines.blobs import blob_folder, stored_blobs
 from imgbuild.errors import DriftError, EngineError
+from imgbuild.layerstream import Prefixed, plain
 from imgbuild.plan import Plan, Source, make_plan
 from imgbuild.render import Renderer
 
@@ -185,17 +185,14 @@ def read_layers(
         if blob in skipped:
             continue
         head = content.read(4)
-        whole = _Prefixed(head, content)
+        whole = cast("IO[bytes]", Prefixed(head, content))
         if head.startswith(b"{") and size < _LARGEST_JSON:
             text = head + content.read()
             documents[blob] = json.loads(text)
             if document:
                 document(blob, text)
             continue
-        with Uncompressed(whole, head) as plain:
-            use(blob, plain)
-            while plain.read(CHUNK):  # whoever feeds it must not wait for a reader
-                pass
+        use(blob, plain(whole))
     found: dict[str, str] = {}
     for manifest in documents.values():
         config = documents.get((manifest.get("config") or {}).get("digest", ""))
@@ -270,60 +267,6 @@ class Counter:
             self._reader.join()
             if self._child.wait() and exc[0] is None:
                 raise EngineError(f"{self.argv[0]} ended with status {self._child.returncode}")
-
-
-class Uncompressed:
-    """A layer's tar, whether its blob is compressed with zstd, with gzip, or not at all."""
-
-    def __init__(self, blob: Readable, head: bytes) -> None:
-        self.blob, self.head = blob, head
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Readable:
-        if self.head.startswith(b"\x1f\x8b"):
-            return gzip.GzipFile(fileobj=cast("IO[bytes]", self.blob))
-        if self.head != b"\x28\xb5\x2f\xfd":
-            return self.blob
-        try:
-            self._child = subprocess.Popen(
-                ["zstd", "--decompress", "--stdout", "--quiet"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-        except FileNotFoundError:
-            raise EngineError("zstd is not installed", hint="apt-get install zstd") from None
-        self._feeder = threading.Thread(target=self._feed, args=(self.blob, self._child.stdin), daemon=True)
-        self._feeder.start()
-        assert self._child.stdout is not None
-        return self._child.stdout
-
-    @staticmethod
-    def _feed(source: Readable, to: IO[bytes]) -> None:
-        # A reader that stops early closes the pipe; the rest of the blob is skipped by whoever iterates.
-        with to:
-            while chunk := source.read(CHUNK):
-                try:
-                    to.write(chunk)
-                except BrokenPipeError:
-                    return
-
-    def __exit__(self, *exc: object) -> None:
-        if self._child is not None:
-            assert self._child.stdout is not None
-            self._child.stdout.close()
-            self._feeder.join()
-            self._child.wait()
-
-
-class _Prefixed:
-    """A stream whose first bytes were read already."""
-
-    def __init__(self, head: bytes, rest: Readable) -> None:
-        self.head, self.rest = head, rest
-
-    def read(self, size: int = CHUNK, /) -> bytes:
-        if self.head:
-            taken, self.head = self.head[:size], self.head[size:]
-            return taken
-        return self.rest.read(size)
 
 
 class _Chunks:

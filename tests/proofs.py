@@ -6,6 +6,7 @@ version, and every file of the tool, of what images are made from, and of the te
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -49,10 +50,18 @@ def key_of(part: str) -> str | None:
         if done.returncode:
             return None
         hashed.update(done.stdout)
+    hashed.update(_files())
+    return hashed.hexdigest()
+
+
+@functools.cache
+def _files() -> bytes:
+    """One hash of them all, the same for every part."""
+    hashed = hashlib.sha256()
     for path in sorted(p for part in _PARTS for p in (ROOT / part).rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts and "results" not in path.parts:
             hashed.update(f"{path.relative_to(ROOT)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
-    return hashed.hexdigest()
+    return hashed.digest()
 
 
 def recall(key: str) -> str | None:

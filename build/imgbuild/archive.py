@@ -20,6 +20,7 @@ import zstandard
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imgbuild.errors import ConfigError, EngineError, UnsoundError, VerificationError, first_mistake
+from imgbuild.layerstream import TAR_END, Tail
 from imgbuild.manifests import (
     INDEXES,
     MANIFESTS,
@@ -43,7 +44,6 @@ _CHUNK = 1 << 20
 _SMALL = 16_000_000
 _BLOBS = "blobs/sha256/"
 _MAGIC = b"\x28\xb5\x2f\xfd"
-_END = 1024  # zeros at a tar's end
 
 
 class Listing(BaseModel):
@@ -256,7 +256,7 @@ def pieces(path: Path, progress: Callable[[int], None] | None = None) -> Iterato
                 yield piece
             if content is not None:
                 yield bytes(-member.size % tarfile.BLOCKSIZE)
-    yield bytes(_END)
+    yield bytes(TAR_END)
 
 
 @contextmanager
@@ -289,7 +289,7 @@ def opened(path: Path, progress: Callable[[int], None] | None = None) -> Iterato
 @contextmanager
 def _reading(source: IO[bytes]) -> Iterator[tarfile.TarFile]:
     """A tar stream that must be whole: tarfile takes one that stops between two files for whole."""
-    tail = _Tail(source)
+    tail = Tail(source)
     try:
         with tarfile.open(fileobj=cast("IO[bytes]", tail), mode="r|", bufsize=_CHUNK) as archive:
             yield archive
@@ -380,21 +380,3 @@ class _Place:
         if self._progress:
             self._progress(self._file.tell())
         return piece
-
-
-class _Tail:
-    """A stream whose end is looked at."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._last = b""
-
-    def read(self, size: int) -> bytes:
-        piece = self._stream.read(size)
-        self._last = (self._last + piece[-_END:])[-_END:]
-        return piece
-
-    def ended(self) -> bool:
-        while self.read(_CHUNK):
-            pass
-        return self._last == bytes(_END)

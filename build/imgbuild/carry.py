@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgbuild import __version__, archive
 from imgbuild.contents import of_sbom
+from imgbuild.engines.store import check_room
 from imgbuild.errors import ConfigError, DiskError, EngineError, SelectionError, UnsoundError
 from imgbuild.report import human
 
@@ -124,7 +125,7 @@ def load(engine_store: Store | None, path: Path, *, meter: MeterOf, say: Say) ->
         layer.size if layer.digest == diff else int(layer.size * _UNPACKED)
         for layer, diff in zip(manifest.layers, config.rootfs.diff_ids, strict=False)
     )
-    _check_disk(engine_store, listing.size + unpacked)
+    check_room(engine_store, listing.size + unpacked, "the image takes")
     engine = engine_store.engine
     before = engine.find(listing.reference)
     with meter(f"giving it to {engine.name}", size) as progress:
@@ -139,18 +140,6 @@ def load(engine_store: Store | None, path: Path, *, meter: MeterOf, say: Say) ->
     if before is not None and before.digest != after.digest:
         say(f"{listing.reference} was {before.digest[:19]} before")
     return listing
-
-
-def _check_disk(engine_store: Store, need: int) -> None:
-    root = engine_store.engine.data_root()
-    if root is None:
-        return
-    free = shutil.disk_usage(root).free
-    if free < need:
-        raise DiskError(
-            f"the image takes about {human(need)} in {root}, and {human(free)} are free",
-            hint="imgbuild df shows what takes it, imgbuild prune frees it",
-        )
 
 
 def view_target(reference: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from imgbuild import proc
 from imgbuild.errors import ConfigError, RegistryError
+from imgbuild.reference import is_tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from imgbuild.build import Options, Report
     from imgbuild.matrix import Matrix, Target
 
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _TIMEOUT = 300.0
 
 
@@ -28,7 +27,7 @@ def reference(tag: str, matrix: Matrix, targets: Sequence[Target], options: Opti
     """
     if options.push is None:
         raise ConfigError("--index is made of pushed images", hint="--push REGISTRY/PATH")
-    if not _TAG.fullmatch(tag):
+    if not is_tag(tag):
         raise ConfigError(f"--index {tag!r} is no tag", hint="--index latest, or a version")
     if tag in matrix.targets:
         raise ConfigError(f"--index {tag}: that tag is the target's own", hint="--index latest, or a version")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import tarfile
-from typing import IO, TYPE_CHECKING, cast
-
-import zstandard
+from typing import TYPE_CHECKING
 
 from imgbuild.errors import UnsoundError
+from imgbuild.layerstream import plain
 from imgbuild.manifests import Descriptor, Document, ImageConfig, Index, Manifest, digest_of, parse
 
 if TYPE_CHECKING:
@@ -71,7 +69,7 @@ class Layout:
         for layer in manifest.layers:
             with (
                 self.blob(layer).open("rb") as raw,
-                tarfile.open(fileobj=_unpacked(layer, raw), mode="r|") as tar,
+                tarfile.open(fileobj=plain(raw), mode="r|") as tar,
             ):
                 for member in tar:
                     if member.name.removeprefix("./") == _PACKAGES and (file := tar.extractfile(member)):
@@ -86,14 +84,6 @@ class Layout:
 
     def _path(self, digest: str) -> Path:
         return self.folder / "blobs" / "sha256" / digest.removeprefix("sha256:")
-
-
-def _unpacked(layer: Descriptor, raw: IO[bytes]) -> IO[bytes]:
-    if layer.media_type.endswith("zstd"):
-        return cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-    if layer.media_type.endswith("gzip"):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
-    return raw
 
 
 def _packages(text: str) -> Iterator[tuple[str, str, str]]:

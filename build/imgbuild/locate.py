@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-import zstandard
-
 from imgbuild import archive, contents
 from imgbuild.engines.store import store
 from imgbuild.errors import ConfigError, EngineError, SelectionError, UnsoundError
 from imgbuild.imageview import Attachment, View, of_config, of_remote
+from imgbuild.layerstream import plain
 from imgbuild.manifests import Descriptor
 from imgbuild.reference import Reference, is_host
 from imgbuild.refusals import told
@@ -209,34 +207,6 @@ def attachments(repository: Repository, image: RemoteImage) -> tuple[Attachment,
                     kind="provenance", digest=descriptor.digest, artifact_type=descriptor.media_type
                 )
     return tuple(found.values())
-
-
-def plain(blob: IO[bytes]) -> IO[bytes]:
-    """A layer's tar, whether its blob is compressed with zstd, with gzip, or not at all."""
-    head = blob.read(4)
-    whole = cast("IO[bytes]", _Prefixed(head, blob))
-    if head.startswith(b"\x1f\x8b"):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=whole))
-    if head == b"\x28\xb5\x2f\xfd":
-        return cast("IO[bytes]", zstandard.ZstdDecompressor().stream_reader(whole, read_across_frames=True))
-    return whole
-
-
-class _Prefixed(io.RawIOBase):
-    """A stream whose first bytes were read already."""
-
-    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
-        self._head, self._rest = head, rest
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        if self._head and size >= 0:
-            taken, self._head = self._head[:size], self._head[size:]
-            return taken
-        head, self._head = self._head, b""
-        return head + self._rest.read(size)
 
 
 def _kind(artifact_type: str) -> str:

@@ -33,6 +33,7 @@ import zstandard
 from imgbuild import fatbin
 from imgbuild.engines.blobs import members
 from imgbuild.errors import EngineError, SelectionError, VerificationError
+from imgbuild.layerstream import Tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +47,6 @@ Role = Literal["kernel", "torch", "other"]
 
 MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 _PIECE = 1 << 20  # bytes
-_END = 1024  # zeros at a tar file's end
 _TALK = 10.0  # seconds between two words of progress
 _LARGEST_RECORD = 64_000_000  # bytes; torch's has 1.4 million
 
@@ -358,7 +358,7 @@ def read_tar(stream: IO[bytes], *, say: Callable[[str], None]) -> Content:
     Each shared object is written to a temporary file for as long as it is looked at. EngineError when the stream ends
     too early or is no tar file.
     """
-    tail = _Tail(stream)
+    tail = Tail(stream)
     source = cast("IO[bytes]", tail)  # it reads, and that is all tarfile asks of it
     with tempfile.TemporaryFile() as spool:
         reader = _Reader(spool, say)
@@ -454,25 +454,6 @@ class _Reader:
 
 def _absolute(name: str) -> str:
     return posixpath.normpath("/" + name.lstrip("/"))
-
-
-class _Tail:
-    """A stream whose end is looked at: tarfile takes one that stops between two files for whole."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._last = b""
-
-    def read(self, size: int) -> bytes:
-        piece = self._stream.read(size)
-        self._last = (self._last + piece[-_END:])[-_END:]
-        return piece
-
-    def ended(self) -> bool:
-        """Read what is left; whether the last of all is a tar file's end mark."""
-        while self.read(_PIECE):
-            pass
-        return self._last == bytes(_END)
 
 
 def read_package(folder: str, files: Mapping[str, bytes]) -> Package | None:

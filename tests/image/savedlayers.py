@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import tarfile
-import threading
-import zlib
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from imgbuild.engines.blobs import stored_blobs
+from imgbuild.layerstream import Prefixed, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from imagecontainers import Engine
 
 _PIECE = 1 << 20
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd
 # Secrets that are known by their form. Behind each a text that is in every one of them: looking for it first is
 # twenty times as fast, and it is hardly ever there.
 PATTERNS = {
@@ -42,10 +42,6 @@ _KNOWN = {
 _SETTINGS = re.compile(
     r"(^|/)(\.netrc|\.pypirc|pip\.conf|uv\.toml|\.git-credentials|id_(rsa|ed25519)|\.docker/config\.json)$"
 )
-
-
-class ZstdMissingError(Exception):
-    """Layers are compressed with zstd, and there is no zstd here."""
 
 
 @dataclass
@@ -121,78 +117,7 @@ def search_image(
 
 def _one(name: str, file: IO[bytes], search: Search) -> None:
     head = file.read(512)
-    whole = cast("IO[bytes]", _Prefixed(head, file))
-    if head.startswith(b"\x1f\x8b"):
-        search.layer(cast("IO[bytes]", _Inflated(whole)))
-    elif head.startswith(b"\x28\xb5\x2f\xfd"):
-        _unzstd(whole, search)
-    elif head[257:262] == b"ustar":
-        search.layer(whole)
+    if head.startswith(_COMPRESSED) or head[257:262] == b"ustar":
+        search.layer(plain(cast("IO[bytes]", Prefixed(head, file))))
     else:
         search.text(f"image: {name}", head + file.read())
-
-
-def _unzstd(source: IO[bytes], search: Search) -> None:
-    try:
-        child = subprocess.Popen(
-            ["zstd", "--decompress", "--stdout", "--quiet"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-    except FileNotFoundError:
-        raise ZstdMissingError("the layers are compressed with zstd: apt-get install zstd") from None
-    assert child.stdin is not None
-    assert child.stdout is not None
-    feeder = threading.Thread(target=_feed, args=(source, child.stdin), daemon=True)
-    feeder.start()
-    search.layer(child.stdout)
-    while child.stdout.read(_PIECE):
-        pass
-    feeder.join()
-    child.stdout.close()
-    child.wait()
-
-
-def _feed(source: IO[bytes], to: IO[bytes]) -> None:
-    with to:
-        while piece := source.read(_PIECE):
-            to.write(piece)
-
-
-class _Prefixed:
-    """A stream whose first bytes were read already."""
-
-    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
-        self._head, self._rest = head, rest
-
-    def read(self, size: int = _PIECE) -> bytes:
-        if self._head:
-            taken, self._head = self._head[:size], self._head[size:]
-            return taken
-        return self._rest.read(size)
-
-
-class _Inflated:
-    """gzip, piece by piece; gzip.GzipFile wants a file that can be sought."""
-
-    def __init__(self, source: IO[bytes]) -> None:
-        self._pieces: Iterator[Any] = self._inflate(source)
-        self._left = b""
-
-    @staticmethod
-    def _inflate(source: IO[bytes]) -> Iterator[bytes]:
-        inflate = zlib.decompressobj(wbits=31)
-        while piece := source.read(_PIECE):
-            while piece:
-                yield inflate.decompress(piece)
-                piece = inflate.unused_data
-                if piece:  # one member after the other
-                    inflate = zlib.decompressobj(wbits=31)
-        yield inflate.flush()
-
-    def read(self, size: int) -> bytes:
-        while len(self._left) < size:
-            piece = next(self._pieces, None)
-            if piece is None:
-                break
-            self._left += piece
-        taken, self._left = self._left[:size], self._left[size:]
-        return taken

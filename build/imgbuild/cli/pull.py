@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from imgbuild.engines.store import Store
     from imgbuild.hardware import Hardware
-    from imgbuild.pull import Decision, Offer
+    from imgbuild.pull import Offer
 
 
 @click.command("pull")
@@ -52,7 +52,7 @@ def command(
     """
     from imgbuild import pull
     from imgbuild.doctor.probe import this_machine
-    from imgbuild.engines.store import store
+    from imgbuild.engines.store import check_room, store
     from imgbuild.hardware import look
     from imgbuild.reference import image_in
     from imgbuild.remoteimage import machine_platform
@@ -91,7 +91,8 @@ def command(
         say(f"would pull {image.pinned} and tag it {matrix.common.image}:{decision.offer.target}")
     else:
         assert engine_store is not None
-        _check_disk(decision, moving, engine_store)
+        target = decision.offer.target  # blobs, and what they are unpacked to, lie in the engine
+        check_room(engine_store, int(moving[target] * pull.UNPACKED), f"{target} needs")
         done = pull.fetch(engine_store, image, f"{matrix.common.image}:{decision.offer.target}", env=app.env)
         document["pulled"] = {"name": done.name, "digest": done.digest, "before": done.before}
         say(f"{done.name} is {done.reference}")
@@ -134,23 +135,3 @@ def _show(
             ]
         )
     table(where, ["target", "runs here", "why", "compressed", "to fetch, at most"], rows, right=(3, 4))
-
-
-def _check_disk(decision: Decision, moving: Mapping[str, int], engine_store: Store) -> None:
-    """DiskError before a pull that cannot end well: blobs, and what they are unpacked to, lie in the engine."""
-    import shutil
-
-    from imgbuild.errors import DiskError
-    from imgbuild.pull import UNPACKED
-    from imgbuild.report import human
-
-    root = engine_store.engine.data_root()
-    need = int(moving[decision.offer.target] * UNPACKED)
-    if root is None:
-        return
-    free = shutil.disk_usage(root).free
-    if free < need:
-        raise DiskError(
-            f"{decision.offer.target} needs about {human(need)} in {root}, and {human(free)} are free",
-            hint="imgbuild df shows what takes it, imgbuild prune frees it",
-        )

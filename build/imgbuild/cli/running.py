@@ -83,7 +83,7 @@ def make_engine(app: App, name: str) -> Engine:
 
 def settle_target(app: App, name: str) -> Target:
     """By name, or by this machine's GPU."""
-    from imgbuild.deploy.auto import target_for, this_platform
+    from imgbuild.deploy.auto import target_for
     from imgbuild.report import say
 
     matrix = app.matrix()
@@ -91,8 +91,9 @@ def settle_target(app: App, name: str) -> Target:
         return matrix.select([name])[0]
     from imgbuild.doctor.probe import this_machine
     from imgbuild.hardware import look
+    from imgbuild.remoteimage import machine_platform
 
-    target, why = target_for(matrix, look(this_machine(app.env).run), this_platform())
+    target, why = target_for(matrix, look(this_machine(app.env).run), machine_platform())
     say(f"{target.name}: this machine has {why}")
     return target
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from imgbuild.errors import SelectionError
@@ -10,13 +9,6 @@ from imgbuild.errors import SelectionError
 if TYPE_CHECKING:
     from imgbuild.hardware import Hardware
     from imgbuild.matrix import Matrix, Target
-
-_PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
-
-
-def this_platform() -> str:
-    machine = os.uname().machine
-    return _PLATFORMS.get(machine, f"linux/{machine}")
 
 
 def target_for(matrix: Matrix, hardware: Hardware, platform: str) -> tuple[Target, str]:

@@ -7,16 +7,14 @@ whole images reads the files, where it may, and asks the engine where it may not
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import os
 import tarfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 
-import zstandard
+from imgbuild.layerstream import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,18 +106,6 @@ def members(layers: Sequence[Path]) -> Iterator[tuple[tarfile.TarFile, tarfile.T
                         gone_here.add(path)  # a file where a layer below has a folder
         covered |= here
         gone |= gone_here
-
-
-def plain(blob: IO[bytes]) -> IO[bytes]:
-    """A layer's tar, whether its blob is compressed with zstd, with gzip, or not at all."""
-    source = io.BufferedReader(cast("io.RawIOBase", blob), _PIECE) if not hasattr(blob, "peek") else blob
-    head = cast("io.BufferedReader", source).peek(4)[:4]
-    if head == b"\x28\xb5\x2f\xfd":
-        reader = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
-        return cast("IO[bytes]", reader)
-    if head[:2] == b"\x1f\x8b":
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=source))
-    return source
 
 
 def _below(path: str, folders: set[str]) -> bool:

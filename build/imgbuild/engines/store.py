@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import tarfile
 import tempfile
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from imgbuild.engines.podman import Podman
 from imgbuild.errors import DiskError, EngineError, ImgbuildError, RegistryError
 from imgbuild.imageview import View, of_config
 from imgbuild.manifests import ImageConfig
+from imgbuild.report import human
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,6 +69,19 @@ def store(engine: Engine) -> Store:
     if isinstance(engine, Docker):
         return DockerStore(engine)
     raise EngineError(f"{engine.name} keeps no images that can be looked at")
+
+
+def check_room(kept: Store, need: int, what: str) -> None:
+    """DiskError when `need` bytes are more than is free where the engine keeps images; `what` begins the message."""
+    root = kept.engine.data_root()
+    if root is None:
+        return
+    free = shutil.disk_usage(root).free
+    if free < need:
+        raise DiskError(
+            f"{what} about {human(need)} in {root}, and {human(free)} are free",
+            hint="imgbuild df shows what takes it, imgbuild prune frees it",
+        )
 
 
 class DockerStore:
