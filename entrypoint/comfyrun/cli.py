@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from comfyrun.companion import Companion
     from comfyrun.launch import Launch, Machine
     from comfyrun.logs import Level
+    from comfyrun.preflight.gpus import Gpu
     from comfyrun.preflight.report import Report
     from comfyrun.preflight.system import System
     from comfyrun.role import Role
+    from comfyrun.sharing import Share
+    from comfyrun.worker import Worker
 
 _USAGE = """\
 usage: comfyrun [serve] [--print [--json]] [ARGS ...]   start ComfyUI; ARGS are ComfyUI's own flags
@@ -42,7 +45,7 @@ usage: comfyrun [serve] [--print [--json]] [ARGS ...]   start ComfyUI; ARGS are 
        comfyrun nodes install|list|remove|sync ...      custom nodes and their packages, on the data volume
        comfyrun shell [COMMAND ...]                     a shell, or a command, in ComfyUI's environment
        comfyrun submit|status|cancel|jobs ...           jobs of the queue; each has its own --help
-       comfyrun workers|queue|api|models ...            who works, what waits; the HTTP API; lists of models
+       comfyrun workers|queue|api|dashboard|models ...  who works, what waits; over HTTP; RQ's dashboard; models
        comfyrun --version | --help
 
 variables, which may also stand in /data/comfyrun.env as lines NAME=value:
@@ -53,7 +56,7 @@ exit codes: 2 wrong configuration, 69 not possible here (directory, port), 75 no
 """
 
 VERBS = ("serve", "worker", "check", "health", "nodes", "shell")
-HANDED = ("submit", "status", "cancel", "jobs", "workers", "queue", "api", "models")
+HANDED = ("submit", "status", "cancel", "jobs", "workers", "queue", "api", "dashboard", "models")
 """What comfywork does, with the libraries of /opt/work."""
 
 # Where to look after a start that was refused.
@@ -111,7 +114,7 @@ def _run(
         print(usage(layout), end="")
         return 0
     if verb == "check" and "--queue" in arguments:
-        return _hand_over("check", [a for a in arguments if a != "--queue"], environ, layout)
+        return _hand_over("queue", ["check", *(a for a in arguments if a != "--queue")], environ, layout)
     if verb in HANDED:
         return _hand_over(verb, arguments, environ, layout)
     if verb in ("serve", "worker", "check"):
@@ -160,6 +163,12 @@ def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, sy
     machine = observe(environ)
     settings = worker.read(_with_file(environ), socket.gethostname())
     given = [a for a in arguments if a not in wanted]
+    shares = _shares(settings, given, environ, layout, system)
+    if len(shares) > 1 and not wanted:
+        return _fleet(shares, settings, given, environ)
+    environ = {**environ, **shares[0].environment}
+    if shares[0].environment and not wanted:
+        _say(f"its GPU memory is bounded by {shares[0].words}")
     plan = _planner(layout, environ, given, machine, worker.role(settings))
     depth = run.PREVIEW if wanted else run.SERVE
     launch, found = run.preflight(plan, system or real.this_machine(), layout, machine, depth)
@@ -173,6 +182,47 @@ def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, sy
     if found.failure is None:
         scratch.claim(launch.cache, settings.id)
     return _start(launch, found, layout, agent, worker.told(settings, agent))
+
+
+def _shares(
+    settings: Worker,
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    layout: Layout,
+    system: System | None,
+) -> tuple[Share, ...]:
+    """What each ComfyUI of a worker gets of the GPUs; they are only asked for where that matters."""
+    from comfyrun import profile, sharing  # noqa: PLC0415
+    from comfyrun.preflight import driver  # noqa: PLC0415
+    from comfyrun.preflight import system as real  # noqa: PLC0415
+
+    machine = system or real.this_machine()
+    gpus: Sequence[Gpu] = ()
+    matters = (settings.count > 1 or settings.limit) and "--cpu" not in arguments
+    if matters and profile.read(layout.profile).cuda is not None:
+        ways = (driver.Nvml(system=machine, environ=environ), driver.Smi(system=machine, environ=environ))
+        answer, _ = driver.first(ways)
+        gpus = answer.gpus if answer else ()
+    pipe = environ.get("CUDA_MPS_PIPE_DIRECTORY", sharing.MPS_FOLDER)
+    return sharing.plan(settings.count, settings.limit, gpus, environ, mps=machine.exists(f"{pipe}/control"))
+
+
+def _fleet(
+    shares: Sequence[Share], settings: Worker, arguments: list[str], environ: Mapping[str, str]
+) -> int:
+    from comfyrun import fleet, logs, redact, worker  # noqa: PLC0415
+    from comfyrun import settings as settings_module  # noqa: PLC0415
+
+    everything = _with_file(environ)
+    ours = {n: v for n, v in everything.items() if n in ("COMFY_STOP_TIMEOUT", "COMFY_PORT")}
+    given = settings_module.read(ours)
+    drain, comfyui = worker.timing(float(given.stop_timeout), settings)
+    pairs = fleet.members(
+        shares, environ, arguments, worker=settings.id, port=int(given.port), stop=drain + comfyui + 1
+    )
+    for pair, share in zip(pairs, shares, strict=True):
+        _say(f"{pair.what}: its GPU memory is bounded by {share.words}")
+    return fleet.run(pairs, logs.Log("json" if _Form.json else "text", redact.of(everything).values))
 
 
 def _hand_over(verb: str, arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
@@ -198,13 +248,17 @@ def _with_file(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
-    from comfyrun import redact  # noqa: PLC0415
+    from comfyrun import redact, worker  # noqa: PLC0415
     from comfyrun.preflight import report, run  # noqa: PLC0415
     from comfyrun.preflight import system as real  # noqa: PLC0415
 
     machine = observe(environ)
-    plan = _planner(layout, environ, [a for a in arguments if a != "--json"], machine)
+    given = [a for a in arguments if a != "--json"]
+    plan = _planner(layout, environ, given, machine)
     launch, found = run.preflight(plan, system or real.this_machine(), layout, machine, run.CHECK)
+    if environ.get("NUM_WORKERS") or environ.get("WORKER_GPU_MEMORY_LIMIT"):
+        shares = _shares(worker.read(environ, ""), given, environ, layout, system)
+        found = dataclasses.replace(found, findings=(*found.findings, *worker.findings(shares)))
     hide = redact.of(launch.environment)
     print(
         report.as_json(found, hide) if "--json" in arguments else hide.text(report.as_text(found)), flush=True
