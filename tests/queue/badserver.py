@@ -120,33 +120,38 @@ class Handler(BaseHTTPRequestHandler):
             self._status(404)
 
     def _hub(self, repository, revision, file, *, body):
-        files = self.server.repositories.get(repository)
-        if files is None:
-            return self._status(401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no"})
+        served = self.server.repositories.get(repository, {}).get(file)
+        if refusal := self._refusal(repository, revision, served):
+            status, code = refusal
+            self._status(status, {"X-Error-Code": code, "X-Error-Message": "no"})
+        elif not body and served.head_faults:
+            fault = served.head_faults.popleft()
+            self._status(int(fault.number), {"Retry-After": "0"} if fault.number == 429 else {})
+        elif not served.lfs:
+            tag = hashlib.sha1(served.content).hexdigest()
+            self._file(served, body=body, more={"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"'})
+        else:
+            headers = {
+                "X-Repo-Commit": COMMIT,
+                "X-Linked-Etag": f'"{served.sha256}"',
+                "X-Linked-Size": str(len(served.content)),
+            }
+            cdn = self.server.cdn
+            cdn.files[f"/lfs/{repository}/{file}"] = served
+            self._status(302, headers | {"Location": f"{cdn.url}/lfs/{repository}/{file}?signature=x"})
+
+    def _refusal(self, repository, revision, served):
+        """What the real hub answers, of which huggingface_hub makes its errors."""
+        if repository not in self.server.repositories:
+            return 401, "RepoNotFound"
         if revision not in ("main", COMMIT):
-            return self._status(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no"})
-        served = files.get(file)
+            return 404, "RevisionNotFound"
         if served is None:
-            return self._status(404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "no"})
+            return 404, "EntryNotFound"
         token = self.headers.get("Authorization", "")
         if served.gated and token != f"Bearer {served.wants_token}":
-            return self._status(
-                403 if token else 401,
-                {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"},
-            )
-        if not body and served.head_faults:
-            fault = served.head_faults.popleft()
-            return self._status(int(fault.number), {"Retry-After": "0"} if fault.number == 429 else {})
-        headers = {"X-Repo-Commit": COMMIT}
-        if not served.lfs:
-            headers["ETag"] = f'"{hashlib.sha1(served.content).hexdigest()}"'
-            return self._file(served, body=body, more=headers)
-        headers |= {"X-Linked-Etag": f'"{served.sha256}"', "X-Linked-Size": str(len(served.content))}
-        cdn = self.server.cdn
-        if cdn is None:
-            return self._file(served, body=body, more=headers)
-        cdn.files[f"/lfs/{repository}/{file}"] = served
-        return self._status(302, headers | {"Location": f"{cdn.url}/lfs/{repository}/{file}?signature=x"})
+            return (403 if token else 401), "GatedRepo"
+        return None
 
     def _status(self, status, headers=None):
         self.send_response(status)
@@ -157,58 +162,64 @@ class Handler(BaseHTTPRequestHandler):
 
     def _file(self, served, *, body, more=None):
         fault = served.faults.popleft() if body and served.faults else Fault("none")
+        if self._instead(fault):
+            return
+        start, status = self._start(served, fault)
+        if status == 416:
+            self._status(416, {"Content-Range": f"bytes */{len(served.content)}"})
+            return
+        data = _spoilt(served.content[start:], fault)
+        self.send_response(status)
+        for name, value in self._headers(served, fault, start, status, len(data), more or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self._send(served, data, fault)
+
+    def _instead(self, fault):
+        """Faults that answer something else."""
         match fault.kind:
             case "status":
-                return self._status(int(fault.number))
+                self._status(int(fault.number))
             case "busy":
-                return self._status(429, {"Retry-After": str(int(fault.number))})
+                self._status(429, {"Retry-After": str(int(fault.number))})
             case "busy-date":
-                date = time.time()
-                return self._status(429, {"Retry-After": self.date_time_string(date + fault.number)})
+                self._status(429, {"Retry-After": self.date_time_string(time.time() + fault.number)})
+            case "loop":
+                self._status(302, {"Location": self.path})
             case "drop":
                 self.close_connection = True
-                return self.connection.close()
-            case "loop":
-                return self._status(302, {"Location": self.path})
-        content = served.content
-        size, start, status = len(content), 0, 200
+                self.connection.close()
+            case _:
+                return False
+        return True
+
+    def _start(self, served, fault):
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         fresh = self.headers.get("If-Range") in (None, served.tag)
-        if asked and fault.kind != "no-range" and fresh:
-            start, status = int(asked[1]), 206
-            if start >= size:
-                return self._status(416, {"Content-Range": f"bytes */{size}"})
-        if fault.kind == "wrong-range" and status == 206:
-            start = max(0, start - 1)
-        self.send_response(status)
-        for name, value in (more or {}).items():
-            self.send_header(name, value)
-        if served.tag and not (more or {}).get("ETag"):
-            self.send_header("ETag", served.tag)
+        if not asked or not fresh or fault.kind == "no-range":
+            return 0, 200
+        start = int(asked[1])
+        if start >= len(served.content):
+            return start, 416
+        return max(0, start - (fault.kind == "wrong-range")), 206
+
+    def _headers(self, served, fault, start, status, length, more):
+        headers = dict(more)
+        size = len(served.content)
+        if served.tag:
+            headers.setdefault("ETag", served.tag)
         if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
-        data = content[start:]
-        if fault.kind == "corrupt" and data:
-            middle = int(fault.number) % len(data)
-            data = data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
-        if fault.kind == "extra":
-            data += b"more"
+            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
         if fault.kind == "gzip":
-            self.send_header("Content-Encoding", "gzip")
-        match fault.kind:
-            case "long-length":
-                self.send_header("Content-Length", str(len(data) + 7))
-            case "short-length":
-                self.send_header("Content-Length", str(max(0, len(data) - 7)))
-            case "no-length":
-                self.send_header("Connection", "close")
-                self.close_connection = True
-            case _:
-                self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if not body:
-            return None
-        return self._send(served, data, fault)
+            headers["Content-Encoding"] = "gzip"
+        if fault.kind == "no-length":
+            headers["Connection"] = "close"
+            self.close_connection = True
+        else:
+            lie = {"long-length": 7, "short-length": -7}.get(fault.kind, 0)
+            headers["Content-Length"] = str(max(0, length + lie))
+        return headers
 
     def _send(self, served, data, fault):
         limit = int(fault.number) if fault.kind in ("truncate", "change") else len(data)
@@ -224,6 +235,13 @@ class Handler(BaseHTTPRequestHandler):
         if fault.kind in ("truncate", "change", "long-length") or sent < len(data):
             self.close_connection = True
             self.connection.close()
+
+
+def _spoilt(data, fault):
+    if fault.kind == "corrupt" and data:
+        place = int(fault.number) % len(data)
+        return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+    return data + b"more" if fault.kind == "extra" else data
 
 
 class _Direct:

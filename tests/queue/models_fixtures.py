@@ -6,15 +6,15 @@ import pytest
 from badserver import Server
 
 
-@pytest.fixture
-def server():
+@pytest.fixture(name="server")
+def a_server():
     found = Server()
     yield found
     found.stop()
 
 
-@pytest.fixture
-def hub():
+@pytest.fixture(name="hub")
+def a_hub():
     """A hub that sends on to another host, as the real one does."""
     found = Server()
     found.cdn = Server()
