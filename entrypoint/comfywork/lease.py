@@ -179,9 +179,9 @@ class Ledger:
 
     # --- the ends of a job -----------------------------------------------------------------------
 
-    def seal(self, lease: Lease, outputs: Sequence[Output]) -> Sealed:
-        """Decide on this result. What was decided before stays: then that is the answer."""
-        mine = Sealed(token=lease.token, outputs=tuple(outputs))
+    def seal(self, lease: Lease, outputs: Sequence[Output], token: int) -> Sealed:
+        """Decide on this result, staged under `token`. What was decided before stays: then that is the answer."""
+        mine = Sealed(token=token, outputs=tuple(outputs))
         decided = mine
 
         def write(pipe: Pipeline, job: Job, _now: float) -> None:
@@ -303,7 +303,7 @@ class Ledger:
             job.save(pipeline=pipe)
             pipe.hset(
                 names.job(lease.job),
-                mapping={**dict(kept), "attempts": str(lease.attempts), "worker": worker},
+                mapping={**dict[Any, Any](kept), "attempts": lease.attempts, "worker": worker},
             )
             pipe.hset(
                 names.lease(lease.job),
