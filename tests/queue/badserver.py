@@ -39,6 +39,8 @@ class Served:
     wants_token: str | None = None
     after_change: bytes | None = None
     head_faults: deque = field(default_factory=deque)
+    stated: tuple[int, str] | None = None
+    """Size and SHA-256 that the hub states, where they are not the content's."""
 
     @property
     def sha256(self):
@@ -131,10 +133,11 @@ class Handler(BaseHTTPRequestHandler):
             tag = hashlib.sha1(served.content).hexdigest()
             self._file(served, body=body, more={"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"'})
         else:
+            size, sha256 = served.stated or (len(served.content), served.sha256)
             headers = {
                 "X-Repo-Commit": COMMIT,
-                "X-Linked-Etag": f'"{served.sha256}"',
-                "X-Linked-Size": str(len(served.content)),
+                "X-Linked-Etag": f'"{sha256}"',
+                "X-Linked-Size": str(size),
             }
             cdn = self.server.cdn
             cdn.files[f"/lfs/{repository}/{file}"] = served

@@ -491,3 +491,63 @@ class TestFolder:
         found, _ = pull(tmp_path / "models", models_of(text + second, tmp_path))
         assert [o.outcome for o in found] == ["fetched"]
         assert len(server.requests("GET")) == 1
+
+
+class TestSmallPrint:
+    def test_redirects_without_end(self, tmp_path, server):
+        server.add("/m.safetensors", BYTES).faults.extend([Fault("loop")] * 20)
+        found, _ = one(tmp_path, locked(server))
+        assert (found.outcome, found.exit_code) == ("failed", 69)
+        assert "redirects without end" in found.message
+
+    def test_more_than_the_hub_sends_by_http(self, tmp_path, hub):
+        entry = {
+            "repository": "owner/model",
+            "file": "m.safetensors",
+            "revision": COMMIT,
+            "folder": "vae",
+            "size": 60_000_000_000,
+            "sha256": SHA,
+        }
+        served = hub.publish("owner/model", "m.safetensors", BYTES)
+        served.stated = (60_000_000_000, SHA)
+        found, _ = one(tmp_path, entry, hub_url=hub.url)
+        assert (found.outcome, found.exit_code) == ("refused", 1)
+        assert "hf download owner/model m.safetensors" in found.hint
+
+    def test_a_record_that_cannot_be_written_is_said(self, tmp_path, server):
+        server.add("/m.safetensors", BYTES)
+        (tmp_path / "models" / ".comfyrun-models.json~").mkdir(parents=True)
+        found, _ = one(tmp_path, locked(server))
+        assert (found.outcome, found.exit_code) == ("failed", 69)
+        assert ".comfyrun-models.json~" in found.message
+        assert target(tmp_path).read_bytes() == BYTES
+
+    def test_what_a_crash_left_after_the_rename_is_swept(self, tmp_path, server):
+        server.add("/m.safetensors", BYTES)
+        one(tmp_path, locked(server))
+        (target(tmp_path).parent / "m.safetensors.part.json").write_text("{}")
+        one(tmp_path, locked(server))
+        assert leftovers(tmp_path) == []
+
+    def test_a_state_that_is_no_state(self, tmp_path, server):
+        server.add("/m.safetensors", BYTES)
+        target(tmp_path).parent.mkdir(parents=True)
+        (target(tmp_path).parent / "m.safetensors.part").write_bytes(b"x" * 1000)
+        (target(tmp_path).parent / "m.safetensors.part.json").write_text('{"synced": "all", "source": 1}')
+        found, _ = one(tmp_path, locked(server))
+        assert (found.outcome, found.taken_up) == ("fetched", 0)
+
+    def test_lines_where_there_is_no_terminal(self, tmp_path, server, monkeypatch):
+        import io
+
+        from rich.console import Console
+
+        from comfywork.models import progress
+
+        monkeypatch.setattr(progress, "_EVERY", 0.05)
+        server.add("/m.safetensors", BYTES).faults.append(Fault("throttle", 0.02))
+        text = io.StringIO()
+        one(tmp_path, locked(server), board=progress.Lines(Console(file=text, width=200)))
+        assert "of 300 kB" in text.getvalue()
+        assert text.getvalue().rstrip().endswith("checkpoints/m.safetensors: fetched")

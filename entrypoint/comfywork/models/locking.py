@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from comfywork.errors import ComfyworkError
 from comfywork.models import crew, wire, yamlfile
-from comfywork.models.errors import StoppedError, UnreachableError, WrongFileError
+from comfywork.models.errors import PlaceError, StoppedError, UnreachableError, WrongFileError
 from comfywork.models.wire import Patience, Told, TransientError
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from comfywork.models.hub import Hub
     from comfywork.models.modellist import Loaded, ModelFile
@@ -40,7 +42,9 @@ class Change:
     def values(self) -> dict[str, Any]:
         """What differs from the file."""
         now = {"revision": self.revision, "size": self.size, "sha256": self.sha256}
-        return {name: value for name, value in now.items() if value is not None and value != self.was.get(name)}
+        return {
+            name: value for name, value in now.items() if value is not None and value != self.was.get(name)
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,12 @@ class Locker:
         else:
             told = self._patient(file, lambda: _head(http, file.url or ""))
         size, sha256 = told.size, told.sha256
-        if sha256 is None and file.sha256 is not None and file.size == size and revision in (None, file.revision):
+        if (
+            sha256 is None
+            and file.sha256 is not None
+            and file.size == size
+            and revision in (None, file.revision)
+        ):
             sha256 = file.sha256
         if sha256 is None:
             if not self.fetch:
@@ -149,6 +158,21 @@ def write(raw: bytes, loaded: Loaded, changes: Sequence[Change]) -> bytes:
     out = io.BytesIO()
     yaml.dump(node, out)
     return out.getvalue()
+
+
+def save(target: Path, text: bytes) -> None:
+    """Whole or not at all."""
+    fresh = target.with_name(f"{target.name}~")
+    try:
+        with fresh.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(target)
+    except OSError as error:
+        raise PlaceError(
+            f"{target}: {error.strerror or error}", hint="write elsewhere: --output FILE"
+        ) from None
 
 
 def _set(node: Any, values: dict[str, Any]) -> None:

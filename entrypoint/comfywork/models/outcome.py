@@ -33,6 +33,10 @@ class Outcome:
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:
-    """The gravest: stopped, then a wrong file, no access, a server that failed."""
-    codes = {outcome.exit_code for outcome in outcomes}
-    return next((code for code in (130, 1, 77, 69, 2) if code in codes), 0)
+    return gravest(outcome.exit_code for outcome in outcomes)
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """Stopped, then a wrong file, no access, a server that failed; 0 when nothing went wrong."""
+    found = set(codes)
+    return next((code for code in (130, 1, 77, 69, 2) if code in found), 0)

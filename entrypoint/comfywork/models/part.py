@@ -173,6 +173,13 @@ def read_state(path: Path) -> State | None:
     return None
 
 
+def sweep(target: Path) -> None:
+    """Remove the state of a part that took its place just before a crash."""
+    if not size_of(target):
+        with contextlib.suppress(OSError):
+            target.with_name(f"{target.name}.part.json").unlink(missing_ok=True)
+
+
 def size_of(target: Path) -> int:
     """Bytes of a part beside `target`, 0 when there is none."""
     try:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from comfywork.errors import ComfyworkError, ConfigError
 from comfywork.models import crew, folder, part, record, wire
 from comfywork.models.download import Got, Meter, Want, fetch
-from comfywork.models.errors import StoppedError, UnreachableError, WrongFileError
+from comfywork.models.errors import PlaceError, StoppedError, UnreachableError, WrongFileError
 from comfywork.models.folder import Kind
 from comfywork.models.hub import LARGEST, Hub
 from comfywork.models.outcome import Done, Outcome
+from comfywork.models.selection import unique
 from comfywork.models.wire import Patience, Told, TransientError
 from comfywork.quantities import human
 
@@ -91,7 +92,8 @@ class Pull:
             if self.stop.is_set():
                 raise StoppedError("stopped before it was begun")
             found = work()
-        except ComfyworkError as error:
+        except (ComfyworkError, OSError) as problem:
+            error = _told(problem)
             kept = part.size_of(self.models / file.path)
             stopped = isinstance(error, StoppedError)
             found = Outcome(
@@ -208,6 +210,7 @@ class Pull:
         return None
 
     def _kept(self, file: ModelFile, size: int, outcome: Done, message: str) -> Outcome:
+        part.sweep(self.models / file.path)
         entry = self._records.get(file.path)
         return Outcome(
             path=file.path,
@@ -268,17 +271,10 @@ class _Plan:
         return self.file.path
 
 
-def unique(models: Iterable[Model]) -> list[ModelFile]:
-    """Each path once: models share text encoders. ConfigError when two lists want different files in one place."""
-    found: dict[str, ModelFile] = {}
-    for model in models:
-        for file in model.files:
-            other = found.setdefault(file.path, file)
-            if (other.source, other.sha256) != (file.source, file.sha256):
-                raise ConfigError(
-                    f"{file.path} is wanted from {other.source} and from {file.source}: which one?"
-                )
-    return list(found.values())
+def _told(problem: ComfyworkError | OSError) -> ComfyworkError:
+    if isinstance(problem, ComfyworkError):
+        return problem
+    return PlaceError(f"{problem.filename or 'the folder of the models'}: {problem.strerror or problem}")
 
 
 def _fetched(file: ModelFile, plan: _Plan, got: Got, evidence: str, revision: str | None) -> Outcome:

@@ -43,7 +43,10 @@ def chosen(names: tuple[str, ...], gpu_memory: float | None, kept: float | None)
     """The targets of these names (all by default), and a card of `gpu_memory` GB. ConfigError for an unknown name."""
     found = [target for name in names for target in _named(name)]
     if gpu_memory is not None:
-        found.insert(0, Target(name="given", what="--gpu-memory", memory=gpu_memory, kept=0, why="nothing is kept back"))
+        found.insert(
+            0,
+            Target(name="given", what="--gpu-memory", memory=gpu_memory, kept=0, why="nothing is kept back"),
+        )
     if not found:
         found = list(KNOWN)
     if kept is None:
@@ -55,7 +58,9 @@ def _named(name: str) -> list[Target]:
     found = [target for target in KNOWN if target.name == name or target.name.startswith(f"{name}-")]
     if not found:
         known = [target.name for target in KNOWN]
-        raise ConfigError(f"no target is called {name!r}{nearest(name, known)}", hint=f"there are {', '.join(known)}, ada")
+        raise ConfigError(
+            f"no target is called {name!r}{nearest(name, known)}", hint=f"there are {', '.join(known)}, ada"
+        )
     return found
 
 
