@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -211,26 +211,39 @@ class Broker:
         return found[0]
 
     def jobs(
-        self, tenant: str | None = None, states: Iterable[State] | None = None, limit: int = 100
+        self,
+        tenant: str | None = None,
+        states: Iterable[State] | None = None,
+        limit: int = 100,
+        before: float | None = None,
     ) -> list[JobView]:
-        """The latest first."""
+        """The latest first; with `before` those that were submitted before that second: the next page."""
+        wanted = set(states) if states is not None else None
+        found: list[JobView] = []
         try:
-            ids = self._ids([tenant] if tenant else self.tenants(), limit if states is None else 10 * limit)
-            found = self._views(ids)
+            while len(found) < limit:
+                pairs = self._ids([tenant] if tenant else self.tenants(), limit, before)
+                if not pairs:
+                    break
+                views = self._views(job_id for job_id, _ in pairs)
+                found += [job for job in views if wanted is None or job.state in wanted]
+                before = pairs[-1][1]
         except redis.RedisError as error:
             raise said(error, self.settings.redis) from None
-        wanted = set(states) if states is not None else None
-        return [job for job in found if wanted is None or job.state in wanted][:limit]
+        return found[:limit]
 
     def tenants(self) -> list[str]:
         return sorted(text(name) for name in self.connection.smembers(names.TENANTS))
 
-    def _ids(self, tenants: Iterable[str], limit: int) -> list[str]:
+    def _ids(self, tenants: Iterable[str], limit: int, before: float | None) -> list[tuple[str, float]]:
+        latest = "+inf" if before is None else f"({before!r}"
         with self.connection.pipeline(transaction=False) as pipe:
             for tenant in tenants:
-                pipe.zrevrange(names.jobs_of(tenant), 0, limit - 1, withscores=True)
-            found = [pair for pairs in pipe.execute() for pair in pairs]
-        return [text(job_id) for job_id, _ in sorted(found, key=lambda pair: -pair[1])[:limit]]
+                pipe.zrevrangebyscore(
+                    names.jobs_of(tenant), latest, "-inf", start=0, num=limit, withscores=True
+                )
+            found = [(text(job_id), float(since)) for pairs in pipe.execute() for job_id, since in pairs]
+        return sorted(found, key=lambda pair: -pair[1])[:limit]
 
     def workers(self) -> list[WorkerView]:
         try:
@@ -280,13 +293,15 @@ class Broker:
             for job_id, ours, theirs in zip(wanted, raw[::2], raw[1::2], strict=True)
             if ours and theirs[0]
         ]
-        return [self._placed(view) for view in views]
+        return self._placed(views)
 
-    def _placed(self, view: JobView) -> JobView:
-        if view.state != "pending":
-            return view
-        place = self.connection.lpos(f"rq:queue:{names.queue(view.tenant, view.priority)}", view.id)
-        return JobView(**{**view.__dict__, "position": place})
+    def _placed(self, views: list[JobView]) -> list[JobView]:
+        pending = [view for view in views if view.state == "pending"]
+        with self.connection.pipeline(transaction=False) as pipe:
+            for view in pending:
+                pipe.lpos(f"rq:queue:{names.queue(view.tenant, view.priority)}", view.id)
+            places = dict(zip((view.id for view in pending), pipe.execute(), strict=True))
+        return [replace(view, position=places[view.id]) if view.id in places else view for view in views]
 
     def wait(
         self,
