@@ -70,10 +70,10 @@ class Shelf:
         shifts: Shifts,
     ) -> None:
         missing = []
-        for number, entry in enumerate(_entries(output)):
-            found = _stored(stored, node, number)
+        for entry in list(_entries(output)):
             kind = str(entry.get("type") or "output")
-            if found is None or kind not in self._roots:
+            found = _stored(stored, node, entry) if kind in self._roots else None
+            if found is None:
                 missing.append(entry)
                 continue
             part = self._roots[kind] / f".{record.id}-{_UNSAFE.sub('_', _file(found))}.part"
@@ -177,17 +177,12 @@ def _file(stored: Mapping[str, Any]) -> str:
     return str(stored["key"]).rpartition("/")[2]
 
 
-def _stored(stored: list[Mapping[str, Any]], node: str, number: int) -> Mapping[str, Any] | None:
-    """The output that is this node's, by its number among the node's own."""
-    stem = f"{_UNSAFE.sub('_', node)}_{number}"
-    return next(
-        (
-            output
-            for output in stored
-            if output.get("node") == node and (_file(output) == stem or _file(output).startswith(f"{stem}."))
-        ),
-        None,
-    )
+def _stored(stored: list[Mapping[str, Any]], node: str, entry: Entry) -> Mapping[str, Any] | None:
+    """The output that is this one, taken from the list: of two with one name, each its own."""
+    for number, output in enumerate(stored):
+        if str(output.get("node")) == node and output.get("name") == entry["filename"]:
+            return stored.pop(number)
+    return None
 
 
 def _guessed(stored: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Port:
                         digest.update(piece)
                         size += len(piece)
                         await asyncio.to_thread(file.write, piece)
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError) as error:
             raise self._lost(error) from None
         if size != output["size"] or digest.hexdigest() != output["sha256"]:
             raise UnreachableError(
@@ -158,7 +158,7 @@ class Port:
                 async for line in answer.content:
                     if line.startswith(b"data:"):
                         yield _job_of(line[5:])
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
+        except (TimeoutError, aiohttp.ClientError, ValueError) as error:
             raise self._lost(error) from None
 
     # --- HTTP ------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class Port:
                 if answer.status >= _REFUSED:
                     raise await _refusal(answer)
                 found = await answer.json(content_type=None)
-        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except (TimeoutError, aiohttp.ClientError) as error:
             raise self._lost(error) from None
         except ValueError:
             found = None
