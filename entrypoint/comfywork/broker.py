@@ -210,6 +210,13 @@ class Broker:
             raise UnknownJobError(f"there is no job {job_id}", hint="comfyrun jobs lists them")
         return found[0]
 
+    def views(self, job_ids: Iterable[str], tenant: str | None = None) -> list[JobView]:
+        """Those that there are, and that are the tenant's."""
+        try:
+            return [view for view in self._views(job_ids) if tenant in (None, view.tenant)]
+        except redis.RedisError as error:
+            raise said(error, self.settings.redis) from None
+
     def jobs(
         self,
         tenant: str | None = None,

@@ -55,14 +55,20 @@ class Client:
     """
 
     def __init__(
-        self, server: str, token: str, *, patience: float = PATIENCE, transport: httpx.BaseTransport | None = None
+        self,
+        server: str,
+        token: str,
+        *,
+        patience: float = PATIENCE,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         url = urlsplit(server)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ConfigError(f"{server!r} is no address of an API", hint="http://127.0.0.1:8190")
         if not token or not token.isascii() or any(c.isspace() for c in token):
             raise ConfigError(
-                "a token is one word of ASCII", hint="whoever runs the queue makes one: comfyrun api token TENANT"
+                "a token is one word of ASCII",
+                hint="whoever runs the queue makes one: comfyrun api token TENANT",
             )
         self.server = server.rstrip("/")
         self._patience, self._tenant = patience, ""
@@ -253,8 +259,8 @@ class Client:
         while True:
             after = pause * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not come back all at once
             try:
-                content = {"content": make_content()} if make_content else {}
-                response = self._http.request(method, path, **content, **more)
+                content = make_content() if make_content else None
+                response = self._http.request(method, path, content=content, **more)
             except httpx.TransportError as error:
                 failure: ComfyworkError = self._lost(error)
                 if not repeat and not isinstance(error, httpx.ConnectError):

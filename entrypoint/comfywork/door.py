@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import mimetypes
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from comfywork.errors import ComfyworkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from comfywork.broker import Broker, Submission
-    from comfywork.files import Files
     from comfywork.names import Priority
+    from comfywork.storage import Storage
     from comfywork.views import JobView, Output, QueueView, State, WorkerView
+
+
+PIECE = 1 << 20
 
 
 class Door(Protocol):
@@ -56,10 +60,10 @@ class Door(Protocol):
 class Direct:
     """Redis and the storage themselves."""
 
-    def __init__(self, broker: Broker, open_files: Callable[[], Files]) -> None:
+    def __init__(self, broker: Broker, environ: Mapping[str, str] | None = None) -> None:
         self.broker = broker
-        self._open = open_files
-        self._found: Files | None = None
+        self._environ = environ
+        self._storage: Storage | None = None
         self.submit, self.status, self.jobs = broker.submit, broker.status, broker.jobs
         self.workers, self.queues, self.wait = broker.workers, broker.queues, broker.wait
         self.cancel, self.reprioritise, self.retry = broker.cancel, broker.reprioritise, broker.retry
@@ -69,15 +73,27 @@ class Direct:
         return "default"
 
     @property
-    def files(self) -> Files:
-        if self._found is None:
-            self._found = self._open()
-        return self._found
+    def storage(self) -> Storage:
+        """Opened when it is first wanted: most verbs need none."""
+        if self._storage is None:
+            from comfywork.storage import StorageSettings, open_storage  # noqa: PLC0415 - boto3 is slow to import
+
+            self._storage = open_storage(
+                StorageSettings.from_environment(self._environ), self.broker.connection
+            )
+        return self._storage
 
     def upload(self, tenant: str, name: str, content: BinaryIO, size: int | None = None) -> str:
-        return self.files.put(tenant, name, content, size).key
+        media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        return self.storage.put_input(tenant, name, content, size, media_type).key
 
     def download(self, job: JobView, output: Output) -> Iterator[bytes]:
         if output not in job.outputs:
             raise ComfyworkError(f"{output.file} is no output of {job.id}")
-        return self.files.pieces(output)
+        return pieces(self.storage, output)
+
+
+def pieces(storage: Storage, output: Output) -> Iterator[bytes]:
+    with storage.open(output.key) as opened:
+        while piece := opened.read(PIECE):
+            yield piece

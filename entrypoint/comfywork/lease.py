@@ -17,7 +17,7 @@ import redis
 from rq.job import JobStatus
 from rq.registry import CanceledJobRegistry
 
-from comfywork import names, scripts
+from comfywork import durations, names, scripts
 from comfywork.errors import ComfyworkError
 from comfywork.jobs import Job, Task, fetch, queue
 from comfywork.link import text
@@ -365,7 +365,7 @@ class Ledger:
         self._end(pipe, job, "cancelled", now, ttl)
 
     def _end(self, pipe: Pipeline, job: Job, state: str, now: float, ttl: int) -> None:
-        known = self._redis.hmget(names.job(job.id), "tenant", "begun")
+        known = self._redis.hmget(names.job(job.id), "tenant", "begun", "since")
         lease = self._redis.hmget(names.lease(job.id), "charged", "begun", "token")
         tenant = text(known[0])
         pipe.hset(names.job(job.id), mapping={"ended": now, "ended_by": text(lease[2])})
@@ -377,7 +377,9 @@ class Ledger:
             # What the tenant's next job may cost: mostly what this one did.
             before = float(self._redis.hget("comfy:clock", tenant) or took)
             pipe.hset("comfy:clock", tenant, round(0.5 * before + 0.5 * took, 4))
-            pipe.hincrbyfloat(names.COUNTERS, f"seconds:{state}", took)
+            durations.count(pipe, "took", took)
+            if known[1] and known[2]:
+                durations.count(pipe, "waited", float(known[1]) - float(known[2]))
         self._let_go(pipe, job)
         tell(pipe, job.id, state)
 

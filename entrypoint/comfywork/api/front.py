@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,32 +18,48 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from comfywork.api.events import Hub
-    from comfywork.files import Files
     from comfywork.names import Priority
     from comfywork.settings import Settings
+    from comfywork.storage import Storage
     from comfywork.views import JobView, WorkerView
 
-from comfywork.api.tokens import Grant, Tokens  # noqa: TC001 - FastAPI reads it
+from comfywork.api.tokens import Grant, Tokens
+
+_log = logging.getLogger("uvicorn.error")
 
 
 class Front:
-    def __init__(self, broker: Broker, tokens: Tokens, open_files: Callable[[], Files], hub: Hub) -> None:
+    def __init__(self, broker: Broker, tokens: Tokens, open_storage: Callable[[], Storage], hub: Hub) -> None:
         self.broker, self.tokens, self.hub = broker, tokens, hub
-        self._open = open_files
-        self._found: Files | None = None
+        self._open = open_storage
+        self._found: Storage | None = None
         self._lock = threading.Lock()
+        self._said: dict[str, str] = {}
+
+    def say(self, what: str, trouble: str) -> None:
+        """Into the log, when it changes."""
+        if self._said.get(what, "") == trouble:
+            return
+        self._said[what] = trouble
+        if trouble:
+            _log.warning("%s: %s", what, trouble)
+        else:
+            _log.info("%s: ok again", what)
 
     @property
     def settings(self) -> Settings:
         return self.broker.settings
 
     @property
-    def files(self) -> Files:
+    def storage(self) -> Storage:
         """Opened when it is first wanted: a storage that is down at start is no reason not to start."""
         with self._lock:
             if self._found is None:
                 self._found = self._open()
             return self._found
+
+    def check_storage(self) -> None:
+        self.storage.check()
 
     def limits(self, grant: Grant) -> Settings:
         return replace(

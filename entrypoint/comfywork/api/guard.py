@@ -135,7 +135,9 @@ def _with_headers(send: Send) -> Send:
             headers = list(message.get("headers", []))
             present = {key.lower() for key, _ in headers}
             headers += [
-                (key.encode(), value.encode()) for key, value in _HEADERS.items() if key.encode() not in present
+                (key.encode(), value.encode())
+                for key, value in _HEADERS.items()
+                if key.encode() not in present
             ]
             message = {**message, "headers": headers}
         await send(message)

@@ -106,9 +106,7 @@ def cancel(caller: AnyCaller, job_id: JobId) -> Json:
     return Json(caller.job(caller.broker.cancel(job_id, caller.scope)))
 
 
-@router.put(
-    "/{job_id}/priority", response_model=models.Job, responses=refusals(400, 403, 404, 409, 413, 422)
-)
+@router.put("/{job_id}/priority", response_model=models.Job, responses=refusals(400, 403, 404, 409, 413, 422))
 def reprioritise(caller: AnyCaller, job_id: JobId, body: models.NewPriority) -> Json:
     """Move a waiting job to another priority, behind what waits there."""
     caller.broker.status(job_id, caller.scope)

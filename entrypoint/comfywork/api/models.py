@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from comfywork.names import Priority
 from comfywork.views import FailureKind, State
@@ -17,7 +18,7 @@ INPUT_KEY = r"^[a-z0-9-]{1,63}/inputs/[0-9a-f]{16}-[a-z0-9][a-z0-9._-]{0,99}$"
 Id = Annotated[str, Field(pattern=UUID, examples=["0b1e9f0e-6d0f-4a59-9a30-0a5ad7ac7a11"])]
 Tenant = Annotated[str, Field(pattern=TENANT, examples=["user001"])]
 
-_WORKFLOW = {
+_WORKFLOW: JsonDict = {
     "minProperties": 1,
     "additionalProperties": {
         "type": "object",

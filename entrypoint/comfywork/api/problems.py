@@ -21,8 +21,8 @@ from comfywork.errors import (
     RefusedError,
     UnknownJobError,
 )
-from comfywork.files import FileTooLargeError
 from comfywork.link import said
+from comfywork.storage import MissingError, StorageError, TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,20 +65,20 @@ def of_error(error: ComfyworkError) -> JSONResponse:
         case LimitError():
             status = HTTPStatus.TOO_MANY_REQUESTS
             headers = {"Retry-After": str(max(1, math.ceil(error.after)))}
-        case FileTooLargeError():
+        case TooLargeError():
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         case ConflictError():
             status = HTTPStatus.CONFLICT
-        case UnknownJobError():
+        case UnknownJobError() | MissingError():
             status = HTTPStatus.NOT_FOUND
         case ForbiddenError():
             status = HTTPStatus.FORBIDDEN
         case ConfigError():
             status = HTTPStatus.UNPROCESSABLE_ENTITY
-        case QueueError() | RefusedError():
+        case QueueError() | RefusedError() | StorageError():
             # Redis refusing this server's password is no mistake of whoever asks.
             status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "5"}
-    return problem(status, str(error), error.hint, headers)
+    return problem(status, "\n".join(error.messages), error.hint, headers)
 
 
 def install(app: FastAPI, settings: Settings) -> None:

@@ -173,9 +173,7 @@ def _grant(tenant: object, entry: object) -> Grant:
         raise ConfigError("rate (jobs a minute) and depth (jobs waiting) are numbers above 0")
     if not isinstance(admin, bool):
         raise ConfigError("admin is true or false")
-    return Grant(
-        tenant=tenant, hashes=tuple(hashes), ceiling=ceiling, rate=rate, depth=depth, admin=admin
-    )
+    return Grant(tenant=tenant, hashes=tuple(hashes), ceiling=ceiling, rate=rate, depth=depth, admin=admin)
 
 
 def _is_hash(found: object) -> bool:
@@ -202,7 +200,9 @@ def make(path: Path, tenant: str, more: Mapping[str, object], *, replace: bool =
             parse(before, str(path)) if yaml.safe_load(before) else None
         known = yaml.safe_load(before) or {}
         if tenant in known and not replace:
-            raise ConfigError(f"{tenant} has a token", hint="--replace makes another, and ends the one before")
+            raise ConfigError(
+                f"{tenant} has a token", hint="--replace makes another, and ends the one before"
+            )
         settings = {**_kept(known.get(tenant)), **more}
         lines = [f"{tenant}:", f'  sha256: "{hash_of(token)}"']
         lines += [f"  {name}: {str(value).lower()}" for name, value in settings.items()]
@@ -219,7 +219,9 @@ _HEAD = "# One bearer token a tenant, as SHA-256; docs/queue.md. `comfyrun api t
 
 
 def _kept(entry: object) -> dict[str, object]:
-    return {name: value for name, value in entry.items() if name != "sha256"} if isinstance(entry, dict) else {}
+    return (
+        {name: value for name, value in entry.items() if name != "sha256"} if isinstance(entry, dict) else {}
+    )
 
 
 def _without(text: str, tenant: str) -> str:

@@ -82,10 +82,8 @@ def door_of(server: str | None, token_file: Path | None) -> Door:
 def direct() -> Direct:
     from comfywork.broker import Broker
     from comfywork.door import Direct
-    from comfywork.files import Files
 
-    broker = Broker.of_environment()
-    return Direct(broker, lambda: Files.of_environment(broker.connection))
+    return Direct(Broker.of_environment())
 
 
 def span(seconds: float) -> str:

@@ -26,10 +26,16 @@ _COLOURS = {"completed": "green", "failed": "red", "processing": "cyan", "cancel
 
 @click.command()
 @tenant_option(help="Only this tenant's.")
-@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only these; may be repeated.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The latest so many.")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(STATES), help="Only these; may be repeated."
+)
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The latest so many."
+)
 @click.option("--watch", is_flag=True, help="Keep showing, until Ctrl-C.")
-@click.option("--every", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds, for --watch.")
+@click.option(
+    "--every", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds, for --watch."
+)
 @door_options
 @json_option
 def command(

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 @click.argument("job_id", metavar="ID")
 @tenant_option(help="Only if it is this tenant's.")
 @click.option("--wait", is_flag=True, help="Until it has ended.")
-@click.option("--wait-timeout", type=float, metavar="SECONDS", help="Wait no longer than that (exit code 75).")
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Wait, and save its outputs there.")
+@click.option(
+    "--wait-timeout", type=float, metavar="SECONDS", help="Wait no longer than that (exit code 75)."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Wait, and save its outputs there."
+)
 @door_options
 @json_option
 def command(

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("workflow", type=click.Path(path_type=Path, allow_dash=True))
 @tenant_option(help="For whom (default: the token's own, or `default`).")
 @click.option("--priority", default="normal", show_default=True, help=" · ".join(names.PRIORITIES))
-@click.option("--id", "job_id", metavar="UUID", help="The job's id; the same submission again is the same job.")
+@click.option(
+    "--id", "job_id", metavar="UUID", help="The job's id; the same submission again is the same job."
+)
 @click.option(
     "--set", "changes", multiple=True, metavar="NODE.INPUT=VALUE", help="Change an input: --set 3.seed=42"
 )
@@ -36,8 +38,12 @@ if TYPE_CHECKING:
 )
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long it may run.")
 @click.option("--wait", is_flag=True, help="Until it has ended; exit code 1 unless it is completed.")
-@click.option("--wait-timeout", type=float, metavar="SECONDS", help="Wait no longer than that (exit code 75).")
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Wait, and save its outputs there.")
+@click.option(
+    "--wait-timeout", type=float, metavar="SECONDS", help="Wait no longer than that (exit code 75)."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Wait, and save its outputs there."
+)
 @click.option("--cancel-on-interrupt", is_flag=True, help="Ctrl-C while waiting cancels the job.")
 @door_options
 @json_option
@@ -116,7 +122,7 @@ def _submission(
         raise ConfigError(
             f"no priority {priority!r}{nearest(priority, names.PRIORITIES)}: {', '.join(names.PRIORITIES)}"
         )
-    submission = Submission(workflow=graph, tenant=tenant, priority=priority, timeout=timeout)  # type: ignore[arg-type]
+    submission = Submission(workflow=graph, tenant=tenant, priority=priority, timeout=timeout)
     if job_id is not None:
         from dataclasses import replace
 
