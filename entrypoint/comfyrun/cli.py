@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _USAGE = """\
 usage: comfyrun [serve] [--print [--json]] [ARGS ...]   start ComfyUI; ARGS are ComfyUI's own flags
        comfyrun worker [--print [--json]] [ARGS ...]    the same on loopback, with jobs from a queue (REDIS_HOST, ...)
+       comfyrun front --tenant NAME [ARGS ...]          the same without a GPU: its prompts become jobs of a queue
        comfyrun check [--json] [ARGS ...]               what serve would meet here: GPU, driver, kernels, volumes
        comfyrun check --queue [--json]                  can the queue be reached: name, TCP, TLS, password, rights
        comfyrun health [--ready] [--json]               exit 0 when it is alive (ready: takes jobs)
@@ -52,7 +53,7 @@ exit codes: 2 wrong configuration, 69 not possible here (directory, port), 75 no
   76 no GPU for this image, 77 a kernel failed under COMFY_STRICT, 0 after an orderly stop, else ComfyUI's own
 """
 
-VERBS = ("serve", "worker", "check", "health", "nodes", "shell")
+VERBS = ("serve", "worker", "front", "check", "health", "nodes", "shell")
 HANDED = ("submit", "status", "cancel", "jobs", "workers", "queue", "api", "models")
 """What comfywork does, with the libraries of /opt/work."""
 
@@ -112,6 +113,8 @@ def _run(
         return 0
     if verb == "check" and "--queue" in arguments:
         return _hand_over("check", [a for a in arguments if a != "--queue"], environ, layout)
+    if verb == "front":
+        return _front(arguments, environ, layout, system)
     if verb in HANDED:
         return _hand_over(verb, arguments, environ, layout)
     if verb in ("serve", "worker", "check"):
@@ -146,6 +149,15 @@ def _serve(arguments: list[str], environ: Mapping[str, str], layout: Layout, sys
         print(report.as_json(launch) if "--json" in wanted else report.as_text(launch), flush=True)
         return 0
     return _start(launch, found, layout)
+
+
+def _front(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
+    from comfyrun import front  # noqa: PLC0415
+
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(front.USAGE, end="")
+        return 0
+    return _serve(*front.read(arguments, environ, _with_file(environ)), layout, system)
 
 
 def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
