@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from rq.job import JobStatus
 
-from comfywork import names, quantities, workflow
+from comfywork import modellists, names, quantities, trail, workflow
 from comfywork.errors import (
     ComfyworkError,
     ConfigError,
@@ -479,6 +479,20 @@ class Broker:
                 extra=task.extra,
             )
         )
+
+    def trail(self, job_id: str, after: str = trail.START) -> tuple[list[dict[str, Any]], str]:
+        """What the job's ComfyUI said after that entry, a page of it, and the last entry's id (see trail.py)."""
+        try:
+            return trail.read(self.connection, names.check_job(job_id), after)
+        except redis.RedisError as error:
+            raise said(error, self.settings.redis) from None
+
+    def models(self) -> tuple[dict[str, dict[str, int]], int]:
+        """Folder → file → how many workers have it; and how many workers have said so."""
+        try:
+            return modellists.read(self.connection), len(modellists.workers(self.connection))
+        except redis.RedisError as error:
+            raise said(error, self.settings.redis) from None
 
     def ping(self) -> float:
         """Seconds that Redis takes to answer."""
