@@ -246,6 +246,18 @@ def test_installing_and_removing_units(tmp_path, plans):
         s.installed("comfyui-cpu")
 
 
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+def test_what_stays_after_a_removal_is_named(tmp_path, plans, engine):
+    s = services(tmp_path, engine=engine)
+    for wishes, volumes in (
+        (Wishes(), ("comfy-data", "comfy-cache")),
+        (Wishes(data="/srv/comfy data", cache="own.cache"), ("own.cache",)),
+        (Wishes(data="/srv/a", cache="/srv/b", models=("/mnt/m",)), ()),
+    ):
+        s.install(unit_files(deploy(plans["cpu"], wishes), engine, at_boot=True, user=False))
+        assert s.volumes("comfyui-cpu") == volumes
+
+
 def test_units_of_somebody_else_are_spared(tmp_path, plans):
     s = services(tmp_path)
     s.folder.mkdir(parents=True)
