@@ -138,7 +138,7 @@ class Place:
         self.call("volume", "rm", "--force", self.cache)
         for tag in self.call("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.split():
             if tag.removeprefix("localhost/").removeprefix("docker.io/library/").startswith(f"{self.name}:"):
-                self.call("rmi", "--force", tag) if self.engine[0] == "docker" else self.call("untag", tag)
+                self.call("rmi", tag)  # of an image with other names: only this one
 
 
 def docker(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
