@@ -29,16 +29,14 @@ if TYPE_CHECKING:
     from comfyrun.companion import Companion
     from comfyrun.launch import Launch, Machine
     from comfyrun.logs import Level
-    from comfyrun.preflight.gpus import Gpu
     from comfyrun.preflight.report import Report
     from comfyrun.preflight.system import System
     from comfyrun.role import Role
-    from comfyrun.sharing import Share
-    from comfyrun.worker import Worker
 
 _USAGE = """\
 usage: comfyrun [serve] [--print [--json]] [ARGS ...]   start ComfyUI; ARGS are ComfyUI's own flags
        comfyrun worker [--print [--json]] [ARGS ...]    the same on loopback, with jobs from a queue (REDIS_HOST, ...)
+       comfyrun front --tenant NAME [ARGS ...]          the same without a GPU: its prompts become jobs of a queue
        comfyrun check [--json] [ARGS ...]               what serve would meet here: GPU, driver, kernels, volumes
        comfyrun check --queue [--json]                  can the queue be reached: name, TCP, TLS, password, rights
        comfyrun health [--ready] [--json]               exit 0 when it is alive (ready: takes jobs)
@@ -55,7 +53,7 @@ exit codes: 2 wrong configuration, 69 not possible here (directory, port), 75 no
   76 no GPU for this image, 77 a kernel failed under COMFY_STRICT, 0 after an orderly stop, else ComfyUI's own
 """
 
-VERBS = ("serve", "worker", "check", "health", "nodes", "shell")
+VERBS = ("serve", "worker", "front", "check", "health", "nodes", "shell")
 HANDED = ("submit", "status", "cancel", "jobs", "workers", "queue", "api", "dashboard", "models")
 """What comfywork does, with the libraries of /opt/work."""
 
@@ -115,6 +113,8 @@ def _run(
         return 0
     if verb == "check" and "--queue" in arguments:
         return _hand_over("queue", ["check", *(a for a in arguments if a != "--queue")], environ, layout)
+    if verb == "front":
+        return _front(arguments, environ, layout, system)
     if verb in HANDED:
         return _hand_over(verb, arguments, environ, layout)
     if verb in ("serve", "worker", "check"):
@@ -151,21 +151,31 @@ def _serve(arguments: list[str], environ: Mapping[str, str], layout: Layout, sys
     return _start(launch, found, layout)
 
 
+def _front(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
+    from comfyrun import front  # noqa: PLC0415
+
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(front.USAGE, end="")
+        return 0
+    return _serve(*front.read(arguments, environ, _with_file(environ)), layout, system)
+
+
 def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
     import socket  # noqa: PLC0415
 
-    from comfyrun import redact, report, scratch, worker  # noqa: PLC0415
+    from comfyrun import fleet, redact, report, scratch, worker  # noqa: PLC0415
     from comfyrun.preflight import run  # noqa: PLC0415
     from comfyrun.preflight import system as real  # noqa: PLC0415
 
     wanted = {name for name in ("--print", "--json") if name in arguments}
     _refuse_without_work(layout, "worker")
-    machine = observe(environ)
-    settings = worker.read(_with_file(environ), socket.gethostname())
+    machine, known = observe(environ), _with_file(environ)
+    settings = worker.read(known, socket.gethostname())
     given = [a for a in arguments if a not in wanted]
-    shares = _shares(settings, given, environ, layout, system)
+    shares = fleet.shares(settings, given, environ, layout, system or real.this_machine())
     if len(shares) > 1 and not wanted:
-        return _fleet(shares, settings, given, environ)
+        _Form.json = known.get("COMFY_LOG", "").lower() == "json"
+        return fleet.start(shares, settings, given, environ, known, "json" if _Form.json else "text", _say)
     environ = {**environ, **shares[0].environment}
     if shares[0].environment and not wanted:
         _say(f"its GPU memory is bounded by {shares[0].words}")
@@ -182,47 +192,6 @@ def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, sy
     if found.failure is None:
         scratch.claim(launch.cache, settings.id)
     return _start(launch, found, layout, agent, worker.told(settings, agent))
-
-
-def _shares(
-    settings: Worker,
-    arguments: Sequence[str],
-    environ: Mapping[str, str],
-    layout: Layout,
-    system: System | None,
-) -> tuple[Share, ...]:
-    """What each ComfyUI of a worker gets of the GPUs; they are only asked for where that matters."""
-    from comfyrun import profile, sharing  # noqa: PLC0415
-    from comfyrun.preflight import driver  # noqa: PLC0415
-    from comfyrun.preflight import system as real  # noqa: PLC0415
-
-    machine = system or real.this_machine()
-    gpus: Sequence[Gpu] = ()
-    matters = (settings.count > 1 or settings.limit) and "--cpu" not in arguments
-    if matters and profile.read(layout.profile).cuda is not None:
-        ways = (driver.Nvml(system=machine, environ=environ), driver.Smi(system=machine, environ=environ))
-        answer, _ = driver.first(ways)
-        gpus = answer.gpus if answer else ()
-    pipe = environ.get("CUDA_MPS_PIPE_DIRECTORY", sharing.MPS_FOLDER)
-    return sharing.plan(settings.count, settings.limit, gpus, environ, mps=machine.exists(f"{pipe}/control"))
-
-
-def _fleet(
-    shares: Sequence[Share], settings: Worker, arguments: list[str], environ: Mapping[str, str]
-) -> int:
-    from comfyrun import fleet, logs, redact, worker  # noqa: PLC0415
-    from comfyrun import settings as settings_module  # noqa: PLC0415
-
-    everything = _with_file(environ)
-    ours = {n: v for n, v in everything.items() if n in ("COMFY_STOP_TIMEOUT", "COMFY_PORT")}
-    given = settings_module.read(ours)
-    drain, comfyui = worker.timing(float(given.stop_timeout), settings)
-    pairs = fleet.members(
-        shares, environ, arguments, worker=settings.id, port=int(given.port), stop=drain + comfyui + 1
-    )
-    for pair, share in zip(pairs, shares, strict=True):
-        _say(f"{pair.what}: its GPU memory is bounded by {share.words}")
-    return fleet.run(pairs, logs.Log("json" if _Form.json else "text", redact.of(everything).values))
 
 
 def _hand_over(verb: str, arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
@@ -248,7 +217,7 @@ def _with_file(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
-    from comfyrun import redact, worker  # noqa: PLC0415
+    from comfyrun import fleet, redact, worker  # noqa: PLC0415
     from comfyrun.preflight import report, run  # noqa: PLC0415
     from comfyrun.preflight import system as real  # noqa: PLC0415
 
@@ -257,7 +226,7 @@ def _check(arguments: list[str], environ: Mapping[str, str], layout: Layout, sys
     plan = _planner(layout, environ, given, machine)
     launch, found = run.preflight(plan, system or real.this_machine(), layout, machine, run.CHECK)
     if environ.get("NUM_WORKERS") or environ.get("WORKER_GPU_MEMORY_LIMIT"):
-        shares = _shares(worker.read(environ, ""), given, environ, layout, system)
+        shares = fleet.shares(worker.read(environ, ""), given, environ, layout, system or real.this_machine())
         found = dataclasses.replace(found, findings=(*found.findings, *worker.findings(shares)))
     hide = redact.of(launch.environment)
     print(

@@ -139,7 +139,9 @@ def _folder(launch: Launch, flag: str, standard: str) -> str:
 
 def without_the_queue(environment: Mapping[str, str]) -> dict[str, str]:
     """What ComfyUI gets of a worker's environment: no password of the queue and of its storage."""
-    return {name: value for name, value in environment.items() if not name.startswith(QUEUES)}
+    kept = {name: value for name, value in environment.items() if not name.startswith(QUEUES)}
+    # /opt/nodes/queuefront: what nodes write into their files is the graph as it was submitted.
+    return {**kept, "COMFY_QUEUE_WORKER": "1"}
 
 
 def findings(shares: Sequence[Share]) -> tuple[Finding, ...]:

@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from comfywork import __version__
-from comfywork.api import inputs, jobs, looks, models, operations, outputs, problems
+from comfywork.api import fronts, inputs, jobs, looks, models, operations, outputs, problems
 from comfywork.api.front import Front
 from comfywork.api.guard import Guard
 
@@ -50,7 +50,7 @@ def create_app(front: Front, *, metrics_token: str | None, max_input: int) -> Fa
     )
     app.state.front = front
     problems.install(app, front.settings)
-    for part in (jobs, outputs, inputs, looks, operations):
+    for part in (jobs, outputs, inputs, looks, operations, fronts):
         app.include_router(part.router)
     _pages(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -122,7 +122,7 @@ def test_failed_and_run_again(one: Http, worker: Worker) -> None:
     assert found["failure"] == {
         "kind": "execution",
         "message": "node 2 raised",
-        "details": "Traceback of node 2",
+        "details": "RuntimeError in node 2",
     }
     again = one.post(f"/v1/jobs/{job['id']}/retry")
     assert again.status_code == 201
