@@ -22,6 +22,8 @@ GPU_TARGET = "h100"
 NUMBERED = 3
 """Services worker-1 to worker-3, as the document has them."""
 
+KUBERNETES = ("kustomization", "redis", "api", "worker", "network", "scaling")
+
 For = Literal["queue", "worker", "storage", "compose"]
 
 
@@ -99,7 +101,7 @@ FOLDERS = _all(
     ("MODELS_PATH", "comfy-models", "a folder or a volume; read-only for workers"),
     ("OUTPUTS_PATH", "comfy-outputs", "STORAGE=volume: results"),
     ("INPUTS_PATH", "comfy-inputs", "STORAGE=volume: what is uploaded"),
-    ("WORKFLOWS_PATH", "comfy-workflows", "workflows to submit by name"),
+    ("WORKFLOWS_PATH", "comfy-workflows", "workflows to submit from the api's container"),
 )
 LOGGING = _all(
     "queue",
@@ -124,6 +126,12 @@ COMPOSE = _all(
     ("QUEUE_PORT", "6379", ""),
     ("QUEUE_DATA", "comfy-queue", "the queue itself: a folder or a volume that QUEUE_USER may write"),
     ("QUEUE_USER", "999:1000", "of Redis; its group has to be able to read the secrets"),
+    ("FRONT_TENANT", "user001", "whose page the service `front` is"),
+    ("FRONT_API", "http://api:8190", ""),
+    ("FRONT_ADDRESS", "127.0.0.1", ""),
+    ("FRONT_PORT", "8188", ""),
+    ("FRONT_DATA", "comfy-front-data", "that tenant's pictures and workflows"),
+    ("FRONT_CACHE", "comfy-front-cache", ""),
     ("DASHBOARD_ADDRESS", "127.0.0.1", ""),
     ("DASHBOARD_PORT", "9181", ""),
     ("COMFYUI_USER", "1000:1000", "of everything else"),
@@ -170,6 +178,10 @@ def worker_files(renderer: Renderer, plan: Plan, *, again: str, folder: str = ""
         f"{NAME}.yaml": renderer.text("compose/workers.yaml.j2", d=d, v=view),
         f"{NAME}-cpu.yaml": renderer.text("compose/workers-cpu.yaml.j2", d=d, v=view),
         f"{NAME}.env": renderer.text("compose/workers.env.j2", d=d, v=view),
+        **{
+            f"kubernetes/{name}.yaml": renderer.text(f"compose/kubernetes/{name}.yaml.j2", d=d, v=view)
+            for name in KUBERNETES
+        },
     }
 
 

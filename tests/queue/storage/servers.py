@@ -73,7 +73,9 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
                     {
                         "name": "worker",
                         "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}],
-                        "actions": [f"{right}:{BUCKET}" for right in ("Admin", "Read", "Write", "List", "Tagging")],
+                        "actions": [
+                            f"{right}:{BUCKET}" for right in ("Admin", "Read", "Write", "List", "Tagging")
+                        ],
                     },
                     {
                         "name": "reader",
