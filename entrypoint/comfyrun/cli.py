@@ -121,7 +121,7 @@ def _run(
     if verb in ("nodes", "shell"):
         return {"nodes": _nodes, "shell": _shell}[verb](arguments, environ, layout)
     if verb == "health":
-        return _health(arguments, layout)
+        return _health(arguments, environ, layout)
     known = (*VERBS, *HANDED)
     raise ConfigError(
         f"comfyrun has no command {verb!r}{nearest(verb, known)}: it has {', '.join(known)}. "
@@ -166,7 +166,7 @@ def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, sy
     from comfyrun.preflight import system as real  # noqa: PLC0415
 
     wanted = {name for name in ("--print", "--json") if name in arguments}
-    _refuse_without_work(layout, "worker")
+    worker.refuse_without_work(layout, "worker")
     machine, known = observe(environ), _with_file(environ)
     settings = worker.read(known, socket.gethostname())
     given = [a for a in arguments if a not in wanted]
@@ -193,16 +193,10 @@ def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, sy
 
 
 def _hand_over(verb: str, arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
-    _refuse_without_work(layout, verb)
+    from comfyrun import worker  # noqa: PLC0415
+
+    worker.refuse_without_work(layout, verb)
     return _execute([*layout.work_command, verb, *arguments], _with_file(environ))
-
-
-def _refuse_without_work(layout: Layout, verb: str) -> None:
-    if not layout.work_python.exists() or not layout.work.exists():
-        raise MachineError(
-            f"comfyrun {verb} needs {layout.work_python.parent.parent}, and this image has none: it was built before "
-            "there were workers, or without them (`work` in images/comfyui.yaml); take a newer image"
-        )
 
 
 def _with_file(environ: Mapping[str, str]) -> dict[str, str]:
@@ -271,15 +265,18 @@ def _start(
     )
 
 
-def _health(arguments: list[str], layout: Layout) -> int:
+def _health(arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
     from comfyrun import health  # noqa: PLC0415
+
+    workers = environ.get("NUM_WORKERS", "")
+    count = int(workers) if workers.isdecimal() else 1
 
     strange = [a for a in arguments if a not in ("--ready", "--json")]
     if strange:
         raise ConfigError(f"comfyrun health knows only --ready and --json, not {strange[0]}")
     as_json = "--json" in arguments
     try:
-        found = health.check(layout, ready="--ready" in arguments)
+        found = health.check(layout, ready="--ready" in arguments, count=count)
     except health.UnhealthyError as error:
         if not as_json:
             raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from comfyrun import options, scratch, sharing
 from comfyrun.companion import Companion
-from comfyrun.errors import ConfigError
+from comfyrun.errors import ConfigError, MachineError
 from comfyrun.preflight.finding import Finding, info
 from comfyrun.redact import HIDDEN, is_secret
 from comfyrun.role import Role
@@ -96,6 +96,14 @@ def _seconds(text: str) -> float | None:
     if not found:
         raise ValueError(f"{text!r} is no duration, such as 90s, 12h or 7d")
     return float(found[1]) * _UNITS[found[2].lower()]
+
+
+def refuse_without_work(layout: Layout, verb: str) -> None:
+    if not layout.work_python.exists() or not layout.work.exists():
+        raise MachineError(
+            f"comfyrun {verb} needs {layout.work_python.parent.parent}, and this image has none: it was built before "
+            "there were workers, or without them (`work` in images/comfyui.yaml); take a newer image"
+        )
 
 
 def role(worker: Worker) -> Role:
