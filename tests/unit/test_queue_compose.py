@@ -216,7 +216,13 @@ def test_what_is_scaled_is_there(root):
     (scaled,) = documents(root, "scaling")
     names = {d["metadata"]["name"] for d in documents(root, "worker") if d["kind"] == "Deployment"}
     assert scaled["spec"]["scaleTargetRef"]["name"] in names
-    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    # The fields and types of KEDA's own CRD; it takes text alone in a trigger's metadata.
+    numbers = {"minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod"}
+    assert set(scaled["spec"]) == {"scaleTargetRef", "triggers", *numbers}
+    assert all(isinstance(scaled["spec"][name], int) for name in numbers)
+    (trigger,) = scaled["spec"]["triggers"]
+    assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    query = trigger["metadata"]["query"]
     metrics = (root / "entrypoint/comfywork/metrics.py").read_text()
     assert all(f'"{name}"' in metrics for name in re.findall(r"comfywork_\w+", query))
 
