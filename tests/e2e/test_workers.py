@@ -243,14 +243,23 @@ def test_a_restart_of_the_queue_loses_nothing(workshop):
     assert wait_for(lambda: any(workshop.folder.glob(f"outputs/{TENANT}/{job}/*.png")), 120)
 
 
-def test_a_wrong_password_is_said_and_not_tried_for_ever(workshop):
-    settings = "--env", "REDIS_PASSWORD_FILE=/dev/fd/0"
-    done = workshop.compose(
-        *("--profile", "queue", "run", "--rm", "-T", "--no-deps", *settings, "api", "check", "--queue"),
-        check=False,
-        stdin="wrong",
-    )
-    assert "password" in done
+def test_a_wrong_password_is_said_and_ends_the_worker(workshop):
+    """After a few tries, with the code for refused: no restart would help."""
+    name = f"{workshop.name}-wrong"
+    argv = ["--profile", "scaled", "run", "--detach", "--no-deps", "--name", name]
+    argv += ["--env", "REDIS_PASSWORD_FILE=", "--env", "REDIS_PASSWORD=not-the-password", "worker"]
+    workshop.compose(*argv)
+    try:
+        docker("update", "--restart", "no", name)
+        assert wait_for(lambda: '"Running": false' in docker("container", "inspect", name).stdout, 90)
+        [found] = json.loads(docker("container", "inspect", name).stdout)
+        done = docker("logs", name)
+        said = done.stdout + done.stderr
+        assert found["State"]["ExitCode"] == 77, said[-2000:]
+        assert "ended 3 times with exit code 77" in said
+        assert "not-the-password" not in said
+    finally:
+        docker("rm", "--force", "--volumes", name)
 
 
 def test_the_dashboard_wants_its_password_and_shows_the_queue(workshop):
