@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,12 +116,16 @@ def redis_server(folder: Path, *options: str) -> Iterator[redis.Redis]:
         *("--save", "", "--appendonly", "no", *options),
     ]
     with (folder / "redis.log").open("wb") as log, _process(argv, log, folder):
-        client = redis.Redis(host="127.0.0.1", port=port)
+        client = redis.Redis(host="127.0.0.1", port=port, retry=Retry(NoBackoff(), 1))
         for _ in range(200):
-            with contextlib.suppress(redis.ConnectionError):
+            try:
                 client.ping()
+            except redis.AuthenticationError:
                 break
-            time.sleep(0.05)
+            except redis.ConnectionError:
+                time.sleep(0.05)
+            else:
+                break
         yield client
         client.close()
 
