@@ -35,7 +35,11 @@ def opened(argv: list[str]) -> Storage:
             from comfywork.storage.s3 import S3Storage, Sizes
 
             settings = S3Settings(
-                bucket="imgbuild-tests", endpoint=endpoint, prefix=prefix, access_key="test-key", secret_key="test-secret"
+                bucket="imgbuild-tests",
+                endpoint=endpoint,
+                prefix=prefix,
+                access_key="test-key",
+                secret_key="test-secret",
             )
             small = Sizes(part=5 << 20, copy=5 << 20, copy_part=5 << 20)
             return S3Storage(settings, max_output=1 << 30, max_input=1 << 30, sizes=small)
@@ -139,13 +143,20 @@ def walk(argv: list[str], sizes: tuple[bytes, bytes], actions: tuple[str, ...]) 
                     storage.discard("acme", job, 5)
                 case "publish":
                     stage(storage)
-                    died = killed(untouched, argv, steps[action], lambda storage, places=places: storage.publish(places))
+                    died = killed(
+                        untouched, argv, steps[action], lambda storage, places=places: storage.publish(places)
+                    )
                     storage.publish(places)
                     whole(storage)
                     storage.publish(places)
                 case "discard":
                     stage(storage)
-                    died = killed(untouched, argv, steps[action], lambda storage, job=job: storage.discard("acme", job, 5))
+                    died = killed(
+                        untouched,
+                        argv,
+                        steps[action],
+                        lambda storage, job=job: storage.discard("acme", job, 5),
+                    )
                     storage.discard("acme", job, 5)
                     try:
                         storage.publish(places)

@@ -20,7 +20,9 @@ MB = 1_000_000
 
 
 def opened(client: redis.Redis, **more: Any) -> QueueStorage:
-    return QueueStorage(client, **{"max_output": 8 * MB, "max_input": 8 * MB, "total": 256 * MB, "ttl": 3600, **more})
+    return QueueStorage(
+        client, **{"max_output": 8 * MB, "max_input": 8 * MB, "total": 256 * MB, "ttl": 3600, **more}
+    )
 
 
 def stage(storage: QueueStorage, place: Place, size: int) -> None:
@@ -98,14 +100,22 @@ def test_a_redis_that_is_away(tmp_path: Path, place: Place) -> None:
     with servers.redis_server(tmp_path) as client:
         storage = opened(client)
         stage(storage, place, 100)
-    for act in (storage.check, storage.now, lambda: stage(storage, place, 1), lambda: storage.publish([place]), lambda: storage.open(place.key)):
+    for act in (
+        storage.check,
+        storage.now,
+        lambda: stage(storage, place, 1),
+        lambda: storage.publish([place]),
+        lambda: storage.open(place.key),
+    ):
         with pytest.raises(StorageError) as caught:
             act()
         assert caught.value.retryable
 
 
 def test_a_wrong_password_and_a_policy_that_loses_jobs(tmp_path: Path, place: Place) -> None:
-    with servers.redis_server(tmp_path, "--requirepass", "right", "--maxmemory-policy", "allkeys-lru") as client:
+    with servers.redis_server(
+        tmp_path, "--requirepass", "right", "--maxmemory-policy", "allkeys-lru"
+    ) as client:
         port = client.connection_pool.connection_kwargs["port"]
         with redis.Redis(host="127.0.0.1", port=port, password="wrong") as wrong:
             with pytest.raises(StorageError, match="refuses the password") as caught:
@@ -113,7 +123,7 @@ def test_a_wrong_password_and_a_policy_that_loses_jobs(tmp_path: Path, place: Pl
             assert not caught.value.retryable
             assert "wrong" not in str(caught.value)
         with redis.Redis(host="127.0.0.1", port=port, password="right") as right:
-            with pytest.raises(StorageError, match="allkeys-lru; set maxmemory-policy noeviction"):
+            with pytest.raises(StorageError, match="allkeys-lru.; set maxmemory-policy noeviction"):
                 opened(right).check()
             stage(opened(right), place, 10)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import io
 import ipaddress
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -77,7 +77,10 @@ def nothing_is_left(direct: S3Storage) -> None:
         ({"secret_key": "wrong"}, "S3_SECRET_KEY is not that of S3_ACCESS_KEY"),
         ({"access_key": "nobody"}, "does not know S3_ACCESS_KEY"),
         ({"bucket": "no-such-bucket"}, "there is no bucket no-such-bucket|does not allow it"),
-        ({"access_key": servers.READ_ONLY[0], "secret_key": servers.READ_ONLY[1]}, "does not allow it to this key"),
+        (
+            {"access_key": servers.READ_ONLY[0], "secret_key": servers.READ_ONLY[1]},
+            "does not allow it to this key",
+        ),
     ],
 )
 def test_what_no_retry_mends(settings: S3Settings, place: Place, change: dict[str, str], says: str) -> None:
@@ -85,12 +88,7 @@ def test_what_no_retry_mends(settings: S3Settings, place: Place, change: dict[st
     for act in (storage.check, lambda: stage(storage, place), lambda: stage(storage, place, b"small")):
         error = failure(act)
         assert not error.retryable
-        assert error.args[0]
-        with contextlib.suppress(AssertionError):
-            assert BUCKET in str(error) or "no-such-bucket" in str(error)
-        pytest.raises(StorageError, match=says)  # the message itself:
-        import re
-
+        assert storage._endpoint() in str(error)
         assert re.search(says, str(error)), str(error)
 
 
@@ -130,7 +128,7 @@ def test_nobody_listens(storage: S3Storage, direct: S3Storage, wire: Wire, place
     ):
         error = failure(act)
         assert error.retryable
-        assert f"{wire.endpoint} cannot be reached (connection refused)" in str(error) or "broke" in str(error)
+        assert f"{wire.endpoint} cannot be reached (Connection refused)" in str(error)
     wire.up()
     storage.publish([place])
     assert direct.open(place.key).read() == LARGE
@@ -168,7 +166,9 @@ def test_slow_down_for_ever_is_told(storage: S3Storage, direct: S3Storage, wire:
 
 
 @pytest.mark.parametrize("after", [0, 1000, 3 << 20])
-def test_a_reset_while_it_goes_up_is_made_good(storage: S3Storage, wire: Wire, place: Place, after: int) -> None:
+def test_a_reset_while_it_goes_up_is_made_good(
+    storage: S3Storage, wire: Wire, place: Place, after: int
+) -> None:
     wire.reset_after, wire.resets = after, 2
     stage(storage, place)
     assert wire.struck == 2
@@ -179,7 +179,10 @@ def test_a_reset_while_it_goes_up_is_made_good(storage: S3Storage, wire: Wire, p
 def test_resets_without_end_leave_no_parts(
     storage: S3Storage, direct: S3Storage, wire: Wire, place: Place
 ) -> None:
-    wire.reset_after, wire.resets = 3 << 20, 10_000  # short requests pass: the upload begins, and its parts fail
+    wire.reset_after, wire.resets = (
+        3 << 20,
+        10_000,
+    )  # short requests pass: the upload begins, and its parts fail
     error = failure(lambda: stage(storage, place))
     assert error.retryable
     assert wire.struck >= QUICK.attempts
@@ -224,7 +227,9 @@ def test_a_download_that_always_breaks_is_an_error(storage: S3Storage, wire: Wir
     assert error.retryable
 
 
-def test_an_object_that_is_replaced_meanwhile(storage: S3Storage, wire: Wire, direct: S3Storage, place: Place) -> None:
+def test_an_object_that_is_replaced_meanwhile(
+    storage: S3Storage, wire: Wire, direct: S3Storage, place: Place
+) -> None:
     stage(storage, place)
     storage.publish([place])
     with storage.open(place.key) as opened:
@@ -236,7 +241,9 @@ def test_an_object_that_is_replaced_meanwhile(storage: S3Storage, wire: Wire, di
         assert "was replaced while it was read" in str(error)
 
 
-def test_an_outage_in_the_middle_of_publishing(storage: S3Storage, direct: S3Storage, wire: Wire, place: Place) -> None:
+def test_an_outage_in_the_middle_of_publishing(
+    storage: S3Storage, direct: S3Storage, wire: Wire, place: Place
+) -> None:
     places = [replace(place, name=f"9_{n}.png") for n in range(6)]
     for one in places:
         stage(storage, one, b"small")
@@ -251,7 +258,9 @@ def test_an_outage_in_the_middle_of_publishing(storage: S3Storage, direct: S3Sto
 # --- TLS, links, copies ---------------------------------------------------------------------------
 
 
-def test_tls_with_an_authority_of_ones_own(seaweedfs: S3Server, settings: S3Settings, place: Place, tmp_path: Path) -> None:
+def test_tls_with_an_authority_of_ones_own(
+    seaweedfs: S3Server, settings: S3Settings, place: Place, tmp_path: Path
+) -> None:
     certificate = self_signed(tmp_path)
     with Wire(seaweedfs.port, certificate=certificate) as wire:
         error = failure(s3_storage(replace(settings, endpoint=wire.endpoint), waits=QUICK).check)
@@ -319,7 +328,9 @@ def test_a_large_copy_is_made_in_parts_and_keeps_its_type(
     direct: S3Storage, settings: S3Settings, seaweedfs: S3Server, place: Place
 ) -> None:
     video = replace(place, name="9_0.mp4")
-    stage(direct, video, b"\x00\x00\x00\x20ftypisom" + LARGE)  # above the limit of one copy, which is two parts here
+    stage(
+        direct, video, b"\x00\x00\x00\x20ftypisom" + LARGE
+    )  # above the limit of one copy, which is two parts here
     direct.publish([video])
     found = bucket_client(seaweedfs).head_object(Bucket=BUCKET, Key=settings.prefix + video.key)
     assert found["ContentType"] == "video/mp4"

@@ -47,7 +47,9 @@ def put(storage: Storage, place: Place) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_links_in_the_volume_lead_nowhere(storage: Storage, root: Path, outside: Path, place: Place, level: int) -> None:
+def test_links_in_the_volume_lead_nowhere(
+    storage: Storage, root: Path, outside: Path, place: Place, level: int
+) -> None:
     parts = place.key.split("/")
     link = root.joinpath(*parts[: level + 1])
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,9 @@ def test_links_in_the_volume_lead_nowhere(storage: Storage, root: Path, outside:
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3, 4])
-def test_links_in_the_staging_lead_nowhere(storage: Storage, root: Path, outside: Path, place: Place, level: int) -> None:
+def test_links_in_the_staging_lead_nowhere(
+    storage: Storage, root: Path, outside: Path, place: Place, level: int
+) -> None:
     parts = place.staged.split("/")
     link = root.joinpath(*parts[: level + 1])
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +148,9 @@ def test_cut_while_it_is_read(storage: Storage, root: Path, place: Place) -> Non
 @pytest.fixture
 def tiny(root: Path) -> Iterator[Path]:
     """A volume of one megabyte."""
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", root], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", root], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip(f"cannot mount here: {done.stderr.decode()[:200]}")
     yield root
@@ -153,7 +159,9 @@ def tiny(root: Path) -> Iterator[Path]:
 
 @NEEDS_ROOT
 @pytest.mark.parametrize("size", [4 << 20, None])
-def test_a_full_disk_is_told_and_keeps_nothing(tiny: Path, storage: Storage, place: Place, size: int | None) -> None:
+def test_a_full_disk_is_told_and_keeps_nothing(
+    tiny: Path, storage: Storage, place: Place, size: int | None
+) -> None:
     other = replace(place, name="1_0.png")
     put(storage, other)
     with pytest.raises(StorageError, match="1.04 MB are free|is full .* are free") as caught:
