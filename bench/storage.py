@@ -57,8 +57,7 @@ def main() -> None:
         for name in ("volume", "weed", "redis"):
             (root / name).mkdir()
         volume = VolumeStorage(root / "volume", root / "volume", max_output=_LIMIT, max_input=_LIMIT)
-        for size in args.sizes:
-            found.append(measure("volume", volume, size, args.rounds, Copying(root)))
+        found += [measure("volume", volume, size, args.rounds, Copying(root)) for size in args.sizes]
         if servers.weed():
             with servers.seaweedfs(root / "weed") as server:
                 storage = _s3(server)

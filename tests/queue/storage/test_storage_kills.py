@@ -61,4 +61,4 @@ def test_in_redis(redis_client: redis.Redis) -> None:
     steps = walked("redis", str(redis_client.connection_pool.connection_kwargs["port"]))
     assert min(steps.values()) >= 2
     assert int(redis_client.get("comfy:objects:total") or 0) == 0
-    assert [key for key in redis_client.keys() if key != b"comfy:objects:total"] == []
+    assert [key for key in redis_client.scan_iter() if key != b"comfy:objects:total"] == []

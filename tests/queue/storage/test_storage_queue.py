@@ -34,15 +34,20 @@ def counted(client: redis.Redis) -> tuple[int, int]:
     return int(client.get(TOTAL) or 0), sum(map(int, client.hvals(SIZES)))
 
 
+def fill(storage: QueueStorage, place: Place, done: list[Place]) -> None:
+    for n in range(40):
+        one = replace(place, name=f"{n}_0.png")
+        stage(storage, one, MB)
+        done.append(one)
+
+
 def test_a_full_redis_is_told_and_nothing_is_changed(tmp_path: Path, place: Place) -> None:
     with servers.redis_server(tmp_path, "--maxmemory", "24mb", "--maxmemory-policy", "noeviction") as client:
         storage = opened(client)
         storage.check()
-        done = []
+        done: list[Place] = []
         with pytest.raises(StorageError, match="Redis is full") as caught:
-            for n in range(40):
-                stage(storage, replace(place, name=f"{n}_0.png"), MB)
-                done.append(replace(place, name=f"{n}_0.png"))
+            fill(storage, place, done)
         assert caught.value.retryable
         assert len(done) > 5
         total, summed = counted(client)
@@ -123,7 +128,7 @@ def test_a_wrong_password_and_a_policy_that_loses_jobs(tmp_path: Path, place: Pl
             assert not caught.value.retryable
             assert "wrong" not in str(caught.value)
         with redis.Redis(host="127.0.0.1", port=port, password="right") as right:
-            with pytest.raises(StorageError, match="allkeys-lru.; set maxmemory-policy noeviction"):
+            with pytest.raises(StorageError, match=r"allkeys-lru.; set maxmemory-policy noeviction"):
                 opened(right).check()
             stage(opened(right), place, 10)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import io
 import ipaddress
 import os
@@ -104,7 +104,7 @@ def test_a_clock_that_is_off(settings: S3Settings, place: Place, monkeypatch: py
 
     real = botocore.auth.get_current_datetime
     monkeypatch.setattr(
-        botocore.auth, "get_current_datetime", lambda *a, **k: real(*a, **k) - datetime.timedelta(hours=2)
+        botocore.auth, "get_current_datetime", lambda *a, **k: real(*a, **k) - dt.timedelta(hours=2)
     )
     error = failure(s3_storage(settings).check)
     assert "clock" in str(error)
@@ -223,7 +223,7 @@ def test_a_download_that_always_breaks_is_an_error(storage: S3Storage, wire: Wir
     opened = storage.open(place.key)
     wire.cut_after, wire.cuts = 200, 10_000
     wire.kick()
-    error = failure(lambda: opened.read())
+    error = failure(opened.read)
     assert error.retryable
 
 
@@ -237,7 +237,7 @@ def test_an_object_that_is_replaced_meanwhile(
         stage(direct, place, LARGE[1:] + b"!")
         direct.publish([place])
         wire.kick()
-        error = failure(lambda: opened.read())
+        error = failure(opened.read)
         assert "was replaced while it was read" in str(error)
 
 
@@ -279,15 +279,15 @@ def self_signed(folder: Path) -> Path:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(7)
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(
             x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
         )

@@ -115,7 +115,7 @@ def test_empty_folders_go_and_come_while_others_write(root: Path, place: Place) 
                 put(mine, one)
                 assert mine.open(one.key).read() == b"mine"
                 mine.delete(one.key)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test shows it
             failures.append(error)
             stop.set()
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_told_and_keeps_nothing(
 ) -> None:
     other = replace(place, name="1_0.png")
     put(storage, other)
-    with pytest.raises(StorageError, match="1.04 MB are free|is full .* are free") as caught:
+    with pytest.raises(StorageError, match=r"is full .* are free") as caught:
         storage.stage(place, io.BytesIO(bytes(4 << 20)), size, "")
     assert caught.value.retryable
     assert storage.sweep_staging(-60, dry_run=True).objects == 0
