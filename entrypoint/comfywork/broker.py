@@ -12,16 +12,23 @@ import hashlib
 import json
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import redis
 from rq.job import JobStatus
 
-from comfywork import names, workflow
-from comfywork.errors import ComfyworkError, ConfigError, ConflictError, LimitError, UnknownJobError
+from comfywork import modellists, names, quantities, trail, workflow
+from comfywork.errors import (
+    ComfyworkError,
+    ConfigError,
+    ConflictError,
+    LimitError,
+    QueueError,
+    UnknownJobError,
+)
 from comfywork.jobs import FUNCTION, Job, Task, fetch, queue
-from comfywork.lease import Ledger, generation, remember, tell, wake
+from comfywork.lease import Held, Ledger, enqueue, generation, remember, tell, texts, wake
 from comfywork.link import connect, said, text
 from comfywork.settings import Settings
 from comfywork.views import ENDED, Failure, JobView, Output, Progress, QueueView, State, WorkerView
@@ -44,6 +51,8 @@ _STATES: Mapping[str, State] = {
 }
 _LOOK = 1.0  # seconds between two looks at a job, should an event get lost
 _MINUTE = 60.0
+_TRIES = 3
+_AWAY = 300.0  # seconds for which a Redis that does not answer is waited for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +95,25 @@ class Broker:
         task = Task(workflow=graph, inputs=dict(submission.inputs), extra=dict(submission.extra))
         self._check_inputs(task, tenant)
         timeout = self._timeout(submission)
+        self._check_size(task)
         print_ = _fingerprint(task, tenant, submission.priority, timeout)
         try:
             return self._submit(task, tenant, job_id, submission.priority, timeout, print_)
         except redis.RedisError as error:
             raise said(error, self.settings.redis) from None
+
+    def _check_size(self, task: Task) -> None:
+        """All of it, as Redis and ComfyUI get it."""
+        try:
+            size = len(json.dumps(task.as_dict(), allow_nan=False))
+        except (ValueError, TypeError, RecursionError):
+            raise ConfigError("what goes with the workflow (extra) is not JSON") from None
+        if size > 2 * self.settings.max_workflow:
+            raise ConfigError(
+                f"the workflow and what goes with it (extra) have {quantities.human(size)}, "
+                f"and {quantities.human(2 * self.settings.max_workflow)} is the limit",
+                hint="QUEUE_MAX_WORKFLOW raises it",
+            )
 
     def _check_inputs(self, task: Task, tenant: str) -> None:
         present = workflow.texts(task.workflow)
@@ -147,7 +170,7 @@ class Broker:
                         "print": print_,
                     },
                 )
-                found._enqueue_job(job, pipeline=pipe)
+                enqueue(job, pipe)
                 remember(pipe, job_id, tenant, now)
                 pipe.hincrby(names.COUNTERS, "submitted", 1)
                 wake(pipe, name)
@@ -210,27 +233,47 @@ class Broker:
             raise UnknownJobError(f"there is no job {job_id}", hint="comfyrun jobs lists them")
         return found[0]
 
-    def jobs(
-        self, tenant: str | None = None, states: Iterable[State] | None = None, limit: int = 100
-    ) -> list[JobView]:
-        """The latest first."""
+    def views(self, job_ids: Iterable[str], tenant: str | None = None) -> list[JobView]:
+        """Those that there are, and that are the tenant's."""
         try:
-            ids = self._ids([tenant] if tenant else self.tenants(), limit if states is None else 10 * limit)
-            found = self._views(ids)
+            return [view for view in self._views(job_ids) if tenant in (None, view.tenant)]
         except redis.RedisError as error:
             raise said(error, self.settings.redis) from None
+
+    def jobs(
+        self,
+        tenant: str | None = None,
+        states: Iterable[State] | None = None,
+        limit: int = 100,
+        before: float | None = None,
+    ) -> list[JobView]:
+        """The latest first; with `before` those that were submitted before that second: the next page."""
         wanted = set(states) if states is not None else None
-        return [job for job in found if wanted is None or job.state in wanted][:limit]
+        found: list[JobView] = []
+        try:
+            while len(found) < limit:
+                pairs = self._ids([tenant] if tenant else self.tenants(), limit, before)
+                if not pairs:
+                    break
+                views = self._views(job_id for job_id, _ in pairs)
+                found += [job for job in views if wanted is None or job.state in wanted]
+                before = pairs[-1][1]
+        except redis.RedisError as error:
+            raise said(error, self.settings.redis) from None
+        return found[:limit]
 
     def tenants(self) -> list[str]:
         return sorted(text(name) for name in self.connection.smembers(names.TENANTS))
 
-    def _ids(self, tenants: Iterable[str], limit: int) -> list[str]:
+    def _ids(self, tenants: Iterable[str], limit: int, before: float | None) -> list[tuple[str, float]]:
+        latest = "+inf" if before is None else f"({before!r}"
         with self.connection.pipeline(transaction=False) as pipe:
             for tenant in tenants:
-                pipe.zrevrange(names.jobs_of(tenant), 0, limit - 1, withscores=True)
-            found = [pair for pairs in pipe.execute() for pair in pairs]
-        return [text(job_id) for job_id, _ in sorted(found, key=lambda pair: -pair[1])[:limit]]
+                pipe.zrevrangebyscore(
+                    names.jobs_of(tenant), latest, "-inf", start=0, num=limit, withscores=True
+                )
+            found = [(text(job_id), float(since)) for pairs in pipe.execute() for job_id, since in pairs]
+        return sorted(found, key=lambda pair: -pair[1])[:limit]
 
     def workers(self) -> list[WorkerView]:
         try:
@@ -280,13 +323,14 @@ class Broker:
             for job_id, ours, theirs in zip(wanted, raw[::2], raw[1::2], strict=True)
             if ours and theirs[0]
         ]
-        return [self._placed(view) for view in views]
-
-    def _placed(self, view: JobView) -> JobView:
-        if view.state != "pending":
-            return view
-        place = self.connection.lpos(f"rq:queue:{names.queue(view.tenant, view.priority)}", view.id)
-        return JobView(**{**view.__dict__, "position": place})
+        waiting = [view for view in views if view.state == "pending"]
+        if not waiting:
+            return views
+        with self.connection.pipeline(transaction=False) as pipe:
+            for view in waiting:
+                pipe.lpos(f"rq:queue:{names.queue(view.tenant, view.priority)}", view.id)
+            places = dict(zip((view.id for view in waiting), pipe.execute(), strict=True))
+        return [replace(view, position=places.get(view.id)) for view in views]
 
     def wait(
         self,
@@ -296,10 +340,14 @@ class Broker:
         progress: Callable[[JobView], None] | None = None,
         tenant: str | None = None,
     ) -> JobView:
-        """The job when it has ended. LimitError when `timeout` seconds are over before."""
+        """The job when it has ended. LimitError when `timeout` seconds are over before.
+
+        A Redis that is away is waited for, five minutes at most. When it came back without its data, a job that runs
+        is written again by its worker as it ends; one that waited is lost, and UnknownJobError says so.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         with self.connection.pubsub(ignore_subscribe_messages=True) as channel:
-            listening = False
+            listening, away = False, None
             while True:
                 try:
                     if not listening:
@@ -311,8 +359,13 @@ class Broker:
                     if view.state in ENDED:
                         return view
                     self._heard(channel, job_id, _LOOK)
-                except (redis.ConnectionError, redis.TimeoutError):
+                    away = None
+                except (redis.RedisError, QueueError) as error:
                     listening = False
+                    away = time.monotonic() if away is None else away
+                    if time.monotonic() - away > _AWAY:
+                        meant = error if isinstance(error, QueueError) else said(error, self.settings.redis)
+                        raise meant from None
                     time.sleep(_LOOK)
                 if end is not None and time.monotonic() >= end:
                     raise LimitError(
@@ -343,9 +396,10 @@ class Broker:
     def _cancel(self, job_id: str) -> None:
         while True:
             with self.connection.pipeline() as pipe:
-                pipe.watch(names.lease(job_id), Job.key_for(job_id))
+                pipe.watch(names.lease(job_id), names.job(job_id), Job.key_for(job_id))
                 job = fetch(job_id, self.connection)
                 worker = pipe.hget(names.lease(job_id), "worker")
+                ours = texts(pipe.hgetall(names.job(job_id)))
                 if job is None or _STATES.get(job.get_status(refresh=False).value, "pending") in ENDED:
                     return
                 seconds, micro = pipe.time()
@@ -355,7 +409,9 @@ class Broker:
                     pipe.publish(names.orders(text(worker)), json.dumps({"cancel": job_id}))
                 else:
                     pipe.lrem(f"rq:queue:{job.origin}", 0, job_id)
-                    self._ledger.end_cancelled(pipe, job, seconds + micro / 1e6)
+                    self._ledger.end_cancelled(
+                        pipe, Held(job=job, ours=ours, lease={}, now=seconds + micro / 1e6)
+                    )
                 try:
                     pipe.execute()
                 except redis.WatchError:
@@ -373,6 +429,7 @@ class Broker:
         return self.status(job_id)
 
     def _reprioritise(self, job_id: str, priority: Priority, tenant: str | None) -> None:
+        tries = 0
         while True:
             view = self.status(job_id, tenant)
             if view.state != "pending":
@@ -382,7 +439,13 @@ class Broker:
             old, new = names.queue(view.tenant, view.priority), names.queue(view.tenant, priority)
             with self.connection.pipeline() as pipe:
                 pipe.watch(names.lease(job_id), Job.key_for(job_id), f"rq:queue:{old}")
-                if pipe.exists(names.lease(job_id)) or pipe.lpos(f"rq:queue:{old}", job_id) is None:
+                if pipe.exists(names.lease(job_id)):
+                    continue
+                if pipe.lpos(f"rq:queue:{old}", job_id) is None:
+                    # Taken a moment ago, and then it is not pending any more; or removed from its queue by hand.
+                    tries += 1
+                    if tries >= _TRIES:
+                        raise ConflictError(f"{job_id} is in no queue", hint=f"comfyrun cancel {job_id}")
                     continue
                 pipe.multi()
                 pipe.lrem(f"rq:queue:{old}", 0, job_id)
@@ -416,6 +479,20 @@ class Broker:
                 extra=task.extra,
             )
         )
+
+    def trail(self, job_id: str, after: str = trail.START) -> tuple[list[dict[str, Any]], str]:
+        """What the job's ComfyUI said after that entry, a page of it, and the last entry's id (see trail.py)."""
+        try:
+            return trail.read(self.connection, names.check_job(job_id), after)
+        except redis.RedisError as error:
+            raise said(error, self.settings.redis) from None
+
+    def models(self) -> tuple[dict[str, dict[str, int]], int]:
+        """Folder → file → how many workers have it; and how many workers have said so."""
+        try:
+            return modellists.read(self.connection), len(modellists.workers(self.connection))
+        except redis.RedisError as error:
+            raise said(error, self.settings.redis) from None
 
     def ping(self) -> float:
         """Seconds that Redis takes to answer."""

@@ -8,11 +8,12 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from comfywork import workflow
 from comfywork.comfy import ComfyGoneError, FileGoneError, RejectedError
 from comfywork.errors import ComfyworkError
+from comfywork.jobs import OURS
 from comfywork.storage import MissingError, Place, StorageError, TooLargeError
 from comfywork.views import Failure, Output
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from comfywork.jobs import Task
     from comfywork.lease import Lease
     from comfywork.storage import Storage
+    from comfywork.trail import Trail
     from comfywork.views import FailureKind, Progress
 
 T = TypeVar("T")
@@ -33,6 +35,8 @@ _STORAGE_PATIENCE = (
     600.0  # seconds for which a storage that is down is asked again; the lease is kept meanwhile
 )
 _STUBBORN = 60.0  # seconds that ComfyUI may take to notice an interrupt
+_HURRIED = 3.0  # the same for a worker whose time is over
+SUBMITTED = "comfywork_prompt"
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 
 
@@ -59,6 +63,13 @@ class StuckError(ComfyworkError):
 
     exit_code = 75
 
+    def __init__(self, job_id: str, outcome: JobFailed | HandBack | Cancelled) -> None:
+        super().__init__(
+            f"ComfyUI does not end {job_id}, {_STUBBORN:g} s after it was told to", hint="it is started again"
+        )
+        self.outcome = outcome
+        """How the job ends: that ComfyUI hangs is not its fault, unless it is what made it run too long."""
+
 
 @dataclass(kw_only=True)
 class Wishes:
@@ -81,6 +92,8 @@ class Execution:
     wishes: Wishes
     progress: Callable[[Progress], None]
     say: Callable[[str], None]
+    trail: Trail | None = None
+    """For a job that wants to be shown as it runs."""
     input_folder: Path | None = None
     output_folder: Path | None = None
     storage_patience: float = field(default=_STORAGE_PATIENCE)
@@ -90,15 +103,14 @@ class Execution:
         end = time.monotonic() + timeout
         try:
             ended = self._generated(lease.job, task, end)
-            files = ended.files
             try:
-                return self._stored(lease, tenant, files)
+                return self._stored(lease, tenant, _wanted(ended, task))
             except FileGoneError:
                 # A node whose result was cached names a file of an earlier job, which is gone by now.
                 self.say("an output was cached, and is gone: once more, without the cache")
                 self.comfy.free(models=False)
                 self.comfy.forget(lease.job)
-                return self._stored(lease, tenant, self._generated(lease.job, task, end).files)
+                return self._stored(lease, tenant, _wanted(self._generated(lease.job, task, end), task))
         except FileGoneError as error:
             raise JobFailed(Failure(kind="execution", message=str(error))) from None
         except ComfyGoneError as error:
@@ -123,6 +135,8 @@ class Execution:
             self.comfy.forget(job_id)
             ended = self._prompted(job_id, task, end)
         if ended.status == "success":
+            if self.trail is not None:
+                self.trail.ended(ended.history)
             return ended
         self._wished()
         if ended.status == "interrupted":
@@ -139,56 +153,62 @@ class Execution:
             places = self._placed(job_id, task)
             graph = _apart(workflow.with_files(task.workflow, places), job_id)
             try:
-                self.comfy.submit(job_id, graph, task.extra)
+                self.comfy.submit(job_id, graph, _extra(task), task.ours.get("targets"))
             except RejectedError as error:
                 raise JobFailed(Failure(kind="invalid", message=str(error), details=error.details)) from None
         else:
             self.say(f"ComfyUI has it already, in its {found}")
         asked: list[float] = []
+        late = False
 
         def expired() -> bool:
-            if asked:
-                return time.monotonic() - asked[0] > _STUBBORN
-            if self.wishes.any() or time.monotonic() > end:
+            nonlocal late
+            late = late or time.monotonic() > end
+            if not asked and (late or self.wishes.any()):
                 asked.append(time.monotonic())
                 self.comfy.interrupt(job_id)
-            return False
+            # Who has to go does not wait for ComfyUI, which goes too.
+            patience = _HURRIED if self.wishes.give_up.is_set() else _STUBBORN
+            return bool(asked) and time.monotonic() - asked[0] > patience
 
+        too_long = JobFailed(Failure(kind="timeout", message="it ran longer than its timeout"))
         try:
-            ended = self.comfy.follow(job_id, len(task.workflow), self.progress, expired)
+            hear = None if self.trail is None else self.trail.hear
+            ended = self.comfy.follow(job_id, len(task.workflow), self.progress, expired, hear)
         except TimeoutError:
-            raise StuckError(
-                f"ComfyUI does not end {job_id}, {_STUBBORN:g} s after it was told to",
-                hint="it is started again",
-            ) from None
-        if ended.status == "interrupted" and asked and not self.wishes.any():
-            raise JobFailed(Failure(kind="timeout", message="it ran longer than its timeout"))
+            if self.wishes.give_up.is_set():
+                self._wished()
+            raise StuckError(job_id, self._wish() or too_long) from None
+        if ended.status == "interrupted" and late and not self.wishes.any():
+            raise too_long
         return ended
 
     def _wished(self) -> None:
+        if wish := self._wish():
+            raise wish
+
+    def _wish(self) -> Cancelled | HandBack | None:
         if self.wishes.cancel.is_set():
-            raise Cancelled
+            return Cancelled()
         if self.wishes.give_up.is_set():
-            raise HandBack("its worker was stopped", counted=False)
+            return HandBack("its worker was stopped", counted=False)
         if self.wishes.lost.is_set():
-            raise HandBack("its lease is another worker's", counted=True)
+            return HandBack("its lease is another worker's", counted=True)
+        return None
 
     def _placed(self, job_id: str, task: Task) -> dict[str, str]:
         """Every input in ComfyUI's input folder, in a subfolder of the job's own."""
-        places = {}
+        places: dict[str, str] = {}
+        taken: set[str] = set()
         for name, key in task.inputs.items():
             plain = _plain(name)
+            if plain in taken:  # a/x.png and b/x.png are two files
+                plain = f"{len(taken)}_{plain}"
+            taken.add(plain)
             try:
-                opened = self._patiently(lambda key=key: self.storage.open(key))  # type: ignore[misc]
-                with opened as content:
-                    if self.input_folder is None:
-                        places[name] = self.comfy.upload(plain, job_id, cast("IO[bytes]", content))
-                    else:
-                        folder = self.input_folder / job_id
-                        folder.mkdir(parents=True, exist_ok=True)
-                        with (folder / plain).open("wb") as file:
-                            shutil.copyfileobj(content, file)
-                        places[name] = f"{job_id}/{plain}"
+                places[name] = self._patiently(
+                    lambda key=key, plain=plain: self._fetched(job_id, key, plain)  # type: ignore[misc]
+                )
             except MissingError as error:
                 raise JobFailed(Failure(kind="inputs", message=f"input {name}: {error}")) from None
             except RejectedError as error:
@@ -199,19 +219,37 @@ class Execution:
                 ) from None
         return places
 
+    def _fetched(self, job_id: str, key: str, plain: str) -> str:
+        with self.storage.open(key) as content:
+            if self.input_folder is None:
+                return self.comfy.upload(plain, job_id, cast("IO[bytes]", content))
+            folder = self.input_folder / job_id
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / plain).open("wb") as file:
+                shutil.copyfileobj(content, file)
+            return f"{job_id}/{plain}"
+
     # --- storing ---------------------------------------------------------------------------------
 
     def _stored(self, lease: Lease, tenant: str, files: tuple[File, ...]) -> tuple[Output, ...]:
-        return tuple(self._patiently(lambda file=file: self._one(lease, tenant, file)) for file in files)  # type: ignore[misc]
+        outputs: dict[str, Output] = {}
+        for file in files:
+            self._wished()
+            name = _output(file)
+            if name in outputs:  # nodes 1:2 and 1_2
+                name = f"{len(outputs)}_{name}"
+            outputs[name] = self._patiently(
+                lambda file=file, name=name: self._one(lease, tenant, file, name)  # type: ignore[misc]
+            )
+        self._wished()
+        return tuple(outputs.values())
 
-    def _one(self, lease: Lease, tenant: str, file: File) -> Output:
-        suffix = _SUFFIX.fullmatch("." + file.name.rpartition(".")[2]) if "." in file.name else None
-        name = f"{_plain(file.node)}_{file.number}{suffix[0].lower() if suffix else ''}"
+    def _one(self, lease: Lease, tenant: str, file: File, name: str) -> Output:
         place = Place(tenant=tenant, job=lease.job, token=lease.token, name=name)
         media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         try:
             with self.comfy.open(file) as (answer, size):
-                content = cast("IO[bytes]", _Pieces(answer.iter_bytes(1 << 18)))
+                content = cast("BinaryIO", _Pieces(answer.iter_bytes(1 << 18)))
                 stored = self.storage.stage(place, content, size, media_type)
         except TooLargeError as error:
             raise JobFailed(Failure(kind="storage", message=str(error))) from None
@@ -223,6 +261,11 @@ class Execution:
             size=stored.size,
             sha256=stored.sha256,
         )
+
+    def discard(self, tenant: str, lease: Lease) -> None:
+        """What was staged will never be published."""
+        with suppress(StorageError):
+            self.storage.discard(tenant, lease.job, lease.token)
 
     def publish(self, tenant: str, job_id: str, token: int, outputs: tuple[Output, ...]) -> None:
         """Put what was staged under its final keys. MissingError when it is nowhere."""
@@ -247,8 +290,13 @@ class Execution:
                 self._wished()
                 if time.monotonic() + pause > end:
                     raise HandBack(f"the storage does not answer: {error}", counted=True) from None
-                time.sleep(pause)
+                self.wishes.give_up.wait(pause)
                 pause = min(2 * pause, 10.0)
+
+
+def _output(file: File) -> str:
+    suffix = _SUFFIX.fullmatch("." + file.name.rpartition(".")[2]) if "." in file.name else None
+    return f"{_plain(file.node)}_{file.number}{suffix[0].lower() if suffix else ''}"
 
 
 class _Pieces:
@@ -266,6 +314,19 @@ class _Pieces:
         taken = self._left if size < 0 else self._left[:size]
         self._left = b"" if size < 0 else self._left[size:]
         return taken
+
+
+def _wanted(ended: Ended, task: Task) -> tuple[File, ...]:
+    return ended.shown if task.ours.get("previews") else ended.files
+
+
+def _extra(task: Task) -> dict[str, Any]:
+    """What ComfyUI is told beside the graph: not what is meant for us; and the graph as it was submitted.
+
+    Nodes that write the graph into their files write this one (see nodes/queuefront/embed.py).
+    """
+    extra = {name: value for name, value in task.extra.items() if name != OURS}
+    return {**extra, SUBMITTED: task.workflow}
 
 
 def _apart(graph: Mapping[str, Any], job_id: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+OURS = "comfywork"
+"""In a job's `extra`: what is meant for its worker."""
 FUNCTION = "comfywork.generate"
 """What stands where RQ expects a function. There is none of this name."""
 
@@ -38,6 +40,12 @@ class Task:
     """A file's name in the workflow → its key in the storage."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """ComfyUI's extra_data, such as what it writes into a PNG."""
+
+    @property
+    def ours(self) -> Mapping[str, Any]:
+        """What the job asks of its worker, and not of ComfyUI: trail, previews (true or false), targets (node ids)."""
+        found = self.extra.get(OURS)
+        return found if isinstance(found, dict) else {}
 
     def as_dict(self) -> dict[str, Any]:
         return {"workflow": self.workflow, "inputs": dict(self.inputs), "extra": dict(self.extra)}
@@ -83,9 +91,21 @@ def queue(name: str, connection: Redis) -> Queue:
 
 def fetch(job_id: str, connection: Redis) -> Job | None:
     """The job, or None. What it holds is looked at by `task` only."""
-    raw = connection.hgetall(Job.key_for(job_id))
-    if not raw or b"data" not in raw:
+    return parse(job_id, connection.hgetall(Job.key_for(job_id)), connection)
+
+
+def parse(job_id: str, raw: Mapping[Any, Any], connection: Redis) -> Job | None:
+    """The job of what Redis holds of it; None when there is nothing. Never fails: it may be somebody's joke."""
+    if b"data" not in raw:
         return None
     job = Job(job_id, connection=connection, serializer=JSONSerializer)
-    job.restore(raw)
+    try:
+        job.restore(raw)
+    except Exception:  # noqa: BLE001 - whatever RQ raises for what it did not write
+        job = Job(job_id, connection=connection, serializer=JSONSerializer)
+        job.data = raw[b"data"]
+        job.origin = raw.get(b"origin", b"").decode(errors="replace")
+    # Nothing that somebody else wrote beside the data is ever acted on.
+    job._success_callback_name = job._failure_callback_name = job._stopped_callback_name = None
+    job.webhooks = []
     return job

@@ -22,6 +22,16 @@ WAITING: Final = "comfy:waiting"
 """Set: names of queues that may hold jobs."""
 SERVED: Final = "comfy:served"
 """Sorted set: tenant → GPU seconds that it was served, on a clock that all share."""
+CLOCK: Final = "comfy:clock"
+"""That clock: where the job that was taken last began."""
+COSTS: Final = "comfy:costs"
+"""Hash: tenant → GPU seconds that its next job may take."""
+LAST: Final = "comfy:last"
+"""Hash: queue → the second at which a job was taken from it."""
+HELD: Final = "comfy:held"
+"""Hash: worker → the job that it holds."""
+IDLE: Final = "comfy:idle"
+"""Sorted set: worker → the second at which it last found nothing to do."""
 BELL: Final = "comfy:bell"
 """List that an idle worker waits on; a lost stroke costs one poll interval."""
 EVENTS: Final = "comfy:events"
@@ -62,6 +72,16 @@ def owner(worker_id: str) -> str:
 def orders(worker_id: str) -> str:
     """Channel: what a worker is told, as JSON."""
     return f"comfy:orders:{worker_id}"
+
+
+def trail(job_id: str) -> str:
+    """Stream: what ComfyUI said of a job (see trail.py)."""
+    return f"comfy:trail:{job_id}"
+
+
+def models(worker_id: str) -> str:
+    """Text: a worker's model files, packed (see modellists.py)."""
+    return f"comfy:models:{worker_id}"
 
 
 def jobs_of(tenant: str) -> str:
