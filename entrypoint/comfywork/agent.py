@@ -25,10 +25,10 @@ import redis
 from comfywork import names
 from comfywork.comfy import Comfy
 from comfywork.errors import ComfyworkError, ConfigError
-from comfywork.execution import Cancelled, Execution, HandBack, JobFailed, StuckError, Wishes
+from comfywork.execution import Cancelled, Execution, HandBack, JobFailed, StuckError, Wishes, sweep
 from comfywork.jobs import ForeignJobError, Job, fetch
 from comfywork.lease import Foreign, Lease, LeaseLostError, Ledger, Sealed, UsurpedError, generation, texts
-from comfywork.link import connect, said
+from comfywork.link import connect, said, text
 from comfywork.record import Record
 from comfywork.storage import MissingError, open_storage
 from comfywork.views import Failure
@@ -102,6 +102,8 @@ class Agent:
         self._claim()
         self._persist(self._record.born)
         self._generation = self._persist(lambda: generation(self._redis))
+        held = text(self._persist(lambda: self._redis.hget(names.HELD, self.settings.worker_id)))
+        sweep((_folder("COMFYWORK_INPUT"), _folder("COMFYWORK_OUTPUT")), keep=held)
         threads = [threading.Thread(target=act, daemon=True) for act in (self._beat_on, self._listen)]
         for thread in threads:
             thread.start()

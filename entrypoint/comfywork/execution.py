@@ -18,7 +18,7 @@ from comfywork.views import Failure, Output
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from comfywork.comfy import Comfy, Ended, File
@@ -34,6 +34,7 @@ _STORAGE_PATIENCE = (
 )
 _STUBBORN = 60.0  # seconds that ComfyUI may take to notice an interrupt
 _HURRIED = 3.0  # the same for a worker whose time is over
+_JOB = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 
 
@@ -285,6 +286,16 @@ class Execution:
                     raise HandBack(f"the storage does not answer: {error}", counted=True) from None
                 self.wishes.give_up.wait(pause)
                 pause = min(2 * pause, 10.0)
+
+
+def sweep(folders: Iterable[Path | None], keep: str) -> None:
+    """Take away what jobs of this ComfyUI left in its folders when their agent was killed. `keep` is the job it holds."""
+    for folder in folders:
+        if folder is None or not folder.is_dir():
+            continue
+        for left in folder.iterdir():
+            if left.name != keep and _JOB.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _output(file: File) -> str:
