@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from conftest import Server, consistent, fake, settings_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
-from conftest import Server, consistent, fake, settings_of
 from comfywork import names
 from comfywork.broker import Broker, Submission
 from comfywork.errors import ConflictError
@@ -132,6 +132,8 @@ class Queue(RuleBasedStateMachine):
         name, lease = self.believed[-1 - which % len(self.believed)]
         ledger = self.ledgers[name]
         held = int(self.client.hget(names.lease(lease.job), "token") or 0) == lease.token
+        # Who ended it may say so again: the answer may have been lost.
+        repeated = int(self.client.hget(names.job(lease.job), "ended_by") or 0)
         if outcome == "cancelled" and "cancel" not in {
             key.decode() for key in self.client.hkeys(names.job(lease.job))
         }:
@@ -154,6 +156,7 @@ class Queue(RuleBasedStateMachine):
         except LeaseLostError:
             assert not held, "the holder was refused"
             return
+        assert held or lease.token == repeated, "somebody who holds nothing was heard"
         if outcome != "seal" and self.leases[name] == lease:
             self.leases[name] = None
 
@@ -182,7 +185,7 @@ class Queue(RuleBasedStateMachine):
     def redis_loses_a_job(self, name: str) -> None:
         """All of it, as when Redis comes back empty; its worker writes it again."""
         lease = self.leases[name]
-        if not lease or not int(self.client.hget(names.lease(lease.job), "token") or 0) == lease.token:
+        if not lease or int(self.client.hget(names.lease(lease.job), "token") or 0) != lease.token:
             return
         kept = {
             key.decode(): value.decode() for key, value in self.client.hgetall(names.job(lease.job)).items()
