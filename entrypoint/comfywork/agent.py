@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -29,8 +29,10 @@ from comfywork.execution import Cancelled, Execution, HandBack, JobFailed, Stuck
 from comfywork.jobs import ForeignJobError, Job, fetch
 from comfywork.lease import Foreign, Lease, LeaseLostError, Ledger, Sealed, UsurpedError, generation, texts
 from comfywork.link import connect, said, text
+from comfywork.modellists import Lister
 from comfywork.record import Record
 from comfywork.storage import MissingError, open_storage
+from comfywork.trail import Trail
 from comfywork.views import Failure
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class _Work:
     """What was staged may be the result by now."""
     fresh: bool = False
     """There is progress that Redis has not been told."""
+    trail: Trail | None = None
 
 
 class Agent:
@@ -104,7 +107,13 @@ class Agent:
         self._generation = self._persist(lambda: generation(self._redis))
         held = text(self._persist(lambda: self._redis.hget(names.HELD, self.settings.worker_id)))
         sweep((_folder("COMFYWORK_INPUT"), _folder("COMFYWORK_OUTPUT")), keep=held)
-        threads = [threading.Thread(target=act, daemon=True) for act in (self._beat_on, self._listen)]
+        lister = Lister(self.settings.server, self._redis, self.settings.worker_id)
+        acts: tuple[Callable[[], None], ...] = (
+            self._beat_on,
+            self._listen,
+            lambda: lister.run(self._over),
+        )
+        threads = [threading.Thread(target=act, daemon=True) for act in acts]
         for thread in threads:
             thread.start()
         log.info("worker %s takes jobs from %s", self.settings.worker_id, self.settings.redis.address)
@@ -283,9 +292,15 @@ class Agent:
         if "sealed" in work.kept:
             sealed = Sealed.of_json(work.kept["sealed"])
         else:
-            outputs = execution.run(
-                lease, work.tenant, task, float(work.kept.get("timeout") or job.timeout or 3600)
-            )
+            if task.ours.get("trail") is True:
+                work.trail = Trail(self._redis, lease.job, lease.token, self.settings.result_ttl)
+                execution = replace(execution, trail=work.trail)
+            try:
+                outputs = execution.run(
+                    lease, work.tenant, task, float(work.kept.get("timeout") or job.timeout or 3600)
+                )
+            finally:
+                _tell(work)
             work.sealing = True
             sealed = self._commit(work, lambda now: self._ledger.seal(now, outputs, lease.token))
         self._published(execution, work, sealed)
@@ -384,7 +399,7 @@ class Agent:
         due, swept, tidied, told = 0.0, 0.0, 0.0, False
         while not self._over.is_set():
             work, now = self._work, time.monotonic()
-            if now >= due or (work and work.fresh):
+            if now >= due or (work and (work.fresh or (work.trail and work.trail.fresh))):
                 try:
                     self._beat(work)
                     if now >= due:
@@ -413,6 +428,7 @@ class Agent:
         meta = {"progress": work.progress} if work and work.fresh and work.progress else None
         if work:
             work.fresh = False
+            _tell(work)
         lease = work.lease if work else None
         beat = self._ledger.beat(self.settings.worker_id, self._nonce, lease, meta, self._record.facts)
         if not beat.named:
@@ -447,6 +463,13 @@ class Agent:
         work = self._work
         if work and work.lease.job == wanted:
             work.wishes.cancel.set()
+
+
+def _tell(work: _Work) -> None:
+    """What ComfyUI said of the job. Whoever watches can do without."""
+    if work.trail is not None:
+        with suppress(redis.RedisError):
+            work.trail.flush()
 
 
 def _note(work: _Work, progress: Progress) -> None:

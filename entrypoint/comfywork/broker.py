@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from rq.job import JobStatus
 
-from comfywork import names, quantities, workflow
+from comfywork import modellists, names, quantities, trail, workflow
 from comfywork.errors import (
     ComfyworkError,
     ConfigError,
@@ -233,27 +233,47 @@ class Broker:
             raise UnknownJobError(f"there is no job {job_id}", hint="comfyrun jobs lists them")
         return found[0]
 
-    def jobs(
-        self, tenant: str | None = None, states: Iterable[State] | None = None, limit: int = 100
-    ) -> list[JobView]:
-        """The latest first."""
+    def views(self, job_ids: Iterable[str], tenant: str | None = None) -> list[JobView]:
+        """Those that there are, and that are the tenant's."""
         try:
-            ids = self._ids([tenant] if tenant else self.tenants(), limit if states is None else 10 * limit)
-            found = self._views(ids)
+            return [view for view in self._views(job_ids) if tenant in (None, view.tenant)]
         except redis.RedisError as error:
             raise said(error, self.settings.redis) from None
+
+    def jobs(
+        self,
+        tenant: str | None = None,
+        states: Iterable[State] | None = None,
+        limit: int = 100,
+        before: float | None = None,
+    ) -> list[JobView]:
+        """The latest first; with `before` those that were submitted before that second: the next page."""
         wanted = set(states) if states is not None else None
-        return [job for job in found if wanted is None or job.state in wanted][:limit]
+        found: list[JobView] = []
+        try:
+            while len(found) < limit:
+                pairs = self._ids([tenant] if tenant else self.tenants(), limit, before)
+                if not pairs:
+                    break
+                views = self._views(job_id for job_id, _ in pairs)
+                found += [job for job in views if wanted is None or job.state in wanted]
+                before = pairs[-1][1]
+        except redis.RedisError as error:
+            raise said(error, self.settings.redis) from None
+        return found[:limit]
 
     def tenants(self) -> list[str]:
         return sorted(text(name) for name in self.connection.smembers(names.TENANTS))
 
-    def _ids(self, tenants: Iterable[str], limit: int) -> list[str]:
+    def _ids(self, tenants: Iterable[str], limit: int, before: float | None) -> list[tuple[str, float]]:
+        latest = "+inf" if before is None else f"({before!r}"
         with self.connection.pipeline(transaction=False) as pipe:
             for tenant in tenants:
-                pipe.zrevrange(names.jobs_of(tenant), 0, limit - 1, withscores=True)
-            found = [pair for pairs in pipe.execute() for pair in pairs]
-        return [text(job_id) for job_id, _ in sorted(found, key=lambda pair: -pair[1])[:limit]]
+                pipe.zrevrangebyscore(
+                    names.jobs_of(tenant), latest, "-inf", start=0, num=limit, withscores=True
+                )
+            found = [(text(job_id), float(since)) for pairs in pipe.execute() for job_id, since in pairs]
+        return sorted(found, key=lambda pair: -pair[1])[:limit]
 
     def workers(self) -> list[WorkerView]:
         try:
@@ -459,6 +479,20 @@ class Broker:
                 extra=task.extra,
             )
         )
+
+    def trail(self, job_id: str, after: str = trail.START) -> tuple[list[dict[str, Any]], str]:
+        """What the job's ComfyUI said after that entry, a page of it, and the last entry's id (see trail.py)."""
+        try:
+            return trail.read(self.connection, names.check_job(job_id), after)
+        except redis.RedisError as error:
+            raise said(error, self.settings.redis) from None
+
+    def models(self) -> tuple[dict[str, dict[str, int]], int]:
+        """Folder → file → how many workers have it; and how many workers have said so."""
+        try:
+            return modellists.read(self.connection), len(modellists.workers(self.connection))
+        except redis.RedisError as error:
+            raise said(error, self.settings.redis) from None
 
     def ping(self) -> float:
         """Seconds that Redis takes to answer."""

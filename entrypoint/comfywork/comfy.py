@@ -17,9 +17,11 @@ from comfywork.errors import ComfyworkError
 from comfywork.views import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from websockets.sync.client import ClientConnection
+
+    Hear = Callable[[str, Mapping[str, Any]], None]
 
 _TIMEOUT = httpx.Timeout(10.0, read=60.0)
 _QUICK = 3.0  # seconds for a question whose answer may not hold up a heartbeat
@@ -66,6 +68,10 @@ class Ended:
 
     status: Literal["success", "error", "interrupted"]
     files: tuple[File, ...] = ()
+    shown: tuple[File, ...] = ()
+    """All that a browser would show: with what nodes only preview."""
+    history: Mapping[str, Any] = field(default_factory=dict)
+    """ComfyUI's own entry."""
     message: str = ""
     details: str = ""
     out_of_memory: bool = False
@@ -129,13 +135,20 @@ class Comfy:
 
     # --- doing -----------------------------------------------------------------------------------
 
-    def submit(self, prompt_id: str, workflow: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-        """RejectedError when ComfyUI finds it wrong."""
+    def submit(
+        self,
+        prompt_id: str,
+        workflow: Mapping[str, Any],
+        extra: Mapping[str, Any],
+        targets: Sequence[str] | None = None,
+    ) -> None:
+        """RejectedError when ComfyUI finds it wrong. `targets`: only these output nodes."""
         body = {
             "prompt": workflow,
             "prompt_id": prompt_id,
             "client_id": self.client_id,
             "extra_data": dict(extra),
+            **({} if targets is None else {"partial_execution_targets": list(targets)}),
         }
         answer = self._request("POST", "/prompt", json=body)
         if answer.status_code == httpx.codes.OK:
@@ -192,13 +205,17 @@ class Comfy:
         nodes: int,
         progress: Callable[[Progress], None],
         expired: Callable[[], bool],
+        hear: Hear | None = None,
     ) -> Ended:
-        """How the prompt ends. ComfyGoneError when ComfyUI does before it; TimeoutError once `expired` says so."""
+        """How the prompt ends. ComfyGoneError when ComfyUI does before it; TimeoutError once `expired` says so.
+
+        `hear` gets every event of the prompt: its kind, its data.
+        """
         followed = _Followed(nodes=nodes)
         looked, lost = time.monotonic(), 0
         while True:
             before = followed.progress
-            self._listen(prompt_id, followed)
+            self._listen(prompt_id, followed, hear)
             if followed.progress != before:
                 progress(followed.progress)
             if expired():
@@ -216,7 +233,7 @@ class Comfy:
             else:
                 lost, followed.over = 0, False
 
-    def _listen(self, prompt_id: str, followed: _Followed) -> None:
+    def _listen(self, prompt_id: str, followed: _Followed, hear: Hear | None) -> None:
         """One message, or half a second of silence."""
         try:
             if self._socket is None:
@@ -231,7 +248,7 @@ class Comfy:
             time.sleep(_HEARD)
             return
         if isinstance(text, str):
-            _take_in(text, prompt_id, followed)
+            _take_in(text, prompt_id, followed, hear)
 
     def _gone(self) -> bool:
         """Whether nobody listens at its port. One that is busy, and answers late, is not gone."""
@@ -285,7 +302,7 @@ class Comfy:
             ) from None
 
 
-def _take_in(text: str, prompt_id: str, followed: _Followed) -> None:
+def _take_in(text: str, prompt_id: str, followed: _Followed, hear: Hear | None) -> None:
     try:
         message = json.loads(text)
         kind, data = message["type"], message["data"]
@@ -293,6 +310,8 @@ def _take_in(text: str, prompt_id: str, followed: _Followed) -> None:
         return
     if not isinstance(data, dict) or data.get("prompt_id") != prompt_id:
         return
+    if hear is not None:
+        hear(kind, data)
     match kind:
         case "execution_cached":
             followed.done.update(str(node) for node in data.get("nodes", []))
@@ -312,7 +331,7 @@ def _ended(history: Mapping[str, Any]) -> Ended:
     files = tuple(_files(history.get("outputs") or {}))
     if status.get("status_str") == "success":
         kept = tuple(file for file in files if file.kind == "output") or files
-        return Ended(status="success", files=kept)
+        return Ended(status="success", files=kept, shown=files, history=history)
     for name, data in status.get("messages") or []:
         if name == "execution_interrupted":
             return Ended(status="interrupted", message="the prompt was interrupted")

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from comfywork import workflow
 from comfywork.comfy import ComfyGoneError, FileGoneError, RejectedError
 from comfywork.errors import ComfyworkError
+from comfywork.jobs import OURS
 from comfywork.storage import MissingError, Place, StorageError, TooLargeError
 from comfywork.views import Failure, Output
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from comfywork.jobs import Task
     from comfywork.lease import Lease
     from comfywork.storage import Storage
+    from comfywork.trail import Trail
     from comfywork.views import FailureKind, Progress
 
 T = TypeVar("T")
@@ -34,6 +36,7 @@ _STORAGE_PATIENCE = (
 )
 _STUBBORN = 60.0  # seconds that ComfyUI may take to notice an interrupt
 _HURRIED = 3.0  # the same for a worker whose time is over
+SUBMITTED = "comfywork_prompt"
 _JOB = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 
@@ -90,6 +93,8 @@ class Execution:
     wishes: Wishes
     progress: Callable[[Progress], None]
     say: Callable[[str], None]
+    trail: Trail | None = None
+    """For a job that wants to be shown as it runs."""
     input_folder: Path | None = None
     output_folder: Path | None = None
     storage_patience: float = field(default=_STORAGE_PATIENCE)
@@ -99,15 +104,14 @@ class Execution:
         end = time.monotonic() + timeout
         try:
             ended = self._generated(lease.job, task, end)
-            files = ended.files
             try:
-                return self._stored(lease, tenant, files)
+                return self._stored(lease, tenant, _wanted(ended, task))
             except FileGoneError:
                 # A node whose result was cached names a file of an earlier job, which is gone by now.
                 self.say("an output was cached, and is gone: once more, without the cache")
                 self.comfy.free(models=False)
                 self.comfy.forget(lease.job)
-                return self._stored(lease, tenant, self._generated(lease.job, task, end).files)
+                return self._stored(lease, tenant, _wanted(self._generated(lease.job, task, end), task))
         except FileGoneError as error:
             raise JobFailed(Failure(kind="execution", message=str(error))) from None
         except ComfyGoneError as error:
@@ -132,6 +136,8 @@ class Execution:
             self.comfy.forget(job_id)
             ended = self._prompted(job_id, task, end)
         if ended.status == "success":
+            if self.trail is not None:
+                self.trail.ended(ended.history)
             return ended
         self._wished()
         if ended.status == "interrupted":
@@ -148,7 +154,7 @@ class Execution:
             places = self._placed(job_id, task)
             graph = _apart(workflow.with_files(task.workflow, places), job_id)
             try:
-                self.comfy.submit(job_id, graph, task.extra)
+                self.comfy.submit(job_id, graph, _extra(task), task.ours.get("targets"))
             except RejectedError as error:
                 raise JobFailed(Failure(kind="invalid", message=str(error), details=error.details)) from None
         else:
@@ -168,7 +174,8 @@ class Execution:
 
         too_long = JobFailed(Failure(kind="timeout", message="it ran longer than its timeout"))
         try:
-            ended = self.comfy.follow(job_id, len(task.workflow), self.progress, expired)
+            hear = None if self.trail is None else self.trail.hear
+            ended = self.comfy.follow(job_id, len(task.workflow), self.progress, expired, hear)
         except TimeoutError:
             if self.wishes.give_up.is_set():
                 self._wished()
@@ -318,6 +325,19 @@ class _Pieces:
         taken = self._left if size < 0 else self._left[:size]
         self._left = b"" if size < 0 else self._left[size:]
         return taken
+
+
+def _wanted(ended: Ended, task: Task) -> tuple[File, ...]:
+    return ended.shown if task.ours.get("previews") else ended.files
+
+
+def _extra(task: Task) -> dict[str, Any]:
+    """What ComfyUI is told beside the graph: not what is meant for us; and the graph as it was submitted.
+
+    Nodes that write the graph into their files write this one (see nodes/queuefront/embed.py).
+    """
+    extra = {name: value for name, value in task.extra.items() if name != OURS}
+    return {**extra, SUBMITTED: task.workflow}
 
 
 def _apart(graph: Mapping[str, Any], job_id: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+OURS = "comfywork"
+"""In a job's `extra`: what is meant for its worker."""
 FUNCTION = "comfywork.generate"
 """What stands where RQ expects a function. There is none of this name."""
 
@@ -38,6 +40,12 @@ class Task:
     """A file's name in the workflow → its key in the storage."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """ComfyUI's extra_data, such as what it writes into a PNG."""
+
+    @property
+    def ours(self) -> Mapping[str, Any]:
+        """What the job asks of its worker, and not of ComfyUI: trail, previews (true or false), targets (node ids)."""
+        found = self.extra.get(OURS)
+        return found if isinstance(found, dict) else {}
 
     def as_dict(self) -> dict[str, Any]:
         return {"workflow": self.workflow, "inputs": dict(self.inputs), "extra": dict(self.extra)}

@@ -21,7 +21,7 @@ from rq.registry import CanceledJobRegistry
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
-from comfywork import names, scripts
+from comfywork import durations, names, scripts
 from comfywork.errors import ComfyworkError
 from comfywork.jobs import FUNCTION, Job, Task, parse, queue
 from comfywork.link import TIMEOUT, text
@@ -442,6 +442,9 @@ class Ledger:
         took = self._settle(pipe, held)
         if took is not None:
             pipe.hincrbyfloat(names.COUNTERS, f"seconds:{state}", took)
+            durations.count(pipe, "took", took)
+            if "begun" in held.ours and "since" in held.ours:
+                durations.count(pipe, "waited", float(held.ours["begun"]) - float(held.ours["since"]))
         self._let_go(pipe, held)
         tell(pipe, held.job.id, state)
 

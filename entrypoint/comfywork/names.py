@@ -74,6 +74,16 @@ def orders(worker_id: str) -> str:
     return f"comfy:orders:{worker_id}"
 
 
+def trail(job_id: str) -> str:
+    """Stream: what ComfyUI said of a job (see trail.py)."""
+    return f"comfy:trail:{job_id}"
+
+
+def models(worker_id: str) -> str:
+    """Text: a worker's model files, packed (see modellists.py)."""
+    return f"comfy:models:{worker_id}"
+
+
 def jobs_of(tenant: str) -> str:
     """Sorted set: a tenant's job ids by the second of their submission."""
     return f"comfy:jobs:{tenant}"

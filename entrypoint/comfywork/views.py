@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from comfywork.names import Priority  # noqa: TC001 - pydantic reads it
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
 
 State = Literal["pending", "processing", "completed", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("completed", "failed", "cancelled")
@@ -91,6 +96,20 @@ class JobView:
             "progress": {**asdict(self.progress), "fraction": round(self.progress.fraction, 4)},
         }
 
+    @classmethod
+    def of_dict(cls, found: Mapping[str, Any]) -> JobView:
+        """The inverse of `as_dict`; what a newer server says beyond it is left out."""
+        failure = found.get("failure")
+        return _made(
+            cls,
+            {
+                **found,
+                "progress": _made(Progress, found.get("progress") or {}),
+                "outputs": tuple(_made(Output, output) for output in found.get("outputs") or ()),
+                "failure": _made(Failure, failure) if failure else None,
+            },
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerView:
@@ -120,6 +139,10 @@ class WorkerView:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of_dict(cls, found: Mapping[str, Any]) -> WorkerView:
+        return _made(cls, {**found, "loaded": tuple(found.get("loaded") or ())})
+
 
 @dataclass(frozen=True, kw_only=True)
 class QueueView:
@@ -131,3 +154,12 @@ class QueueView:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of_dict(cls, found: Mapping[str, Any]) -> QueueView:
+        return _made(cls, found)
+
+
+def _made(kind: type[T], found: Mapping[str, Any]) -> T:
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in found.items() if name in known})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import socket
 import warnings
 from pathlib import Path
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
 # A build without cache, or many servers started and stopped, or engines of their own: minutes each.
 _SLOW = {
     *("test_composed.py", "test_derived.py", "test_faults.py", "test_plain_bake.py", "test_reproducible.py"),
-    *("test_secrets.py", "test_two_machines.py", "test_update.py"),
+    *("test_podman_deployed.py", "test_secrets.py", "test_two_machines.py", "test_update.py"),
     *("test_carry.py", "test_look.py", "test_pull.py"),
 }
+
+
+# What a shell starts with `&` ignores SIGINT, and so do its children: then Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
