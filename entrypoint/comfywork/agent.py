@@ -278,6 +278,7 @@ class Agent:
             self._commit(work, lambda lease: self._ledger.cancelled(lease.job, lease.token))
             return "cancelled"
         except HandBack as back:
+            self._gone = self._gone or back.ends
             return self._handed_back(work, back.why, counted=back.counted)
         self._record.facts["done"] += 1
         return "completed"

@@ -54,7 +54,7 @@ def main() -> None:
 
     for name, seconds in (
         ("_STUBBORN", os.environ.get("STUBBORN")),
-        ("_STORAGE_PATIENCE", os.environ.get("STORAGE_PATIENCE")),
+        ("_STORAGE_PATIENCE", os.environ.get("PATIENCE")),
     ):
         if seconds:
             setattr(execution, name, float(seconds))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from conftest import Server, consistent, fake, settings_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from queuekit import Server, consistent, fake, settings_of
 
 from comfywork import names
 from comfywork.broker import Broker, Submission

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from conftest import Comfy, Server, Worker, consistent, ended, settings_of, submission, until
+from queuekit import Comfy, Server, Worker, consistent, ended, settings_of, submission, until
 
 from comfywork.broker import Broker
 from comfywork.storage import open_storage

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 
-from conftest import Server, consistent, fake, settings_of
+from queuekit import Server, consistent, fake, settings_of
 
 from comfywork import names
 from comfywork.broker import Broker, Submission
