@@ -48,7 +48,8 @@ def page(browser: sync_api.Browser, api: Api) -> Iterator[sync_api.Page]:
         "console",
         lambda said: (
             complaints.append(said.text)
-            if said.type == "error" and "Failed to load resource" not in said.text  # a refusal, which the page shows
+            if said.type == "error"
+            and "Failed to load resource" not in said.text  # a refusal, which the page shows
             else None
         ),
     )
