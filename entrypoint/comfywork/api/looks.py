@@ -27,7 +27,9 @@ router = APIRouter(prefix="/v1", tags=["queue"])
 
 _LOOK = 1.0  # seconds between two looks at what runs: progress is no event
 _SILENCE = 15.0
-_WHOLE = 10.0  # seconds between two looks at everything: places in the queue are no events, and one may get lost
+_WHOLE = (
+    10.0  # seconds between two looks at everything: places in the queue are no events, and one may get lost
+)
 _MOST = 200
 
 
@@ -60,6 +62,16 @@ def queues(caller: AnyCaller) -> Json:
     return Json({"queues": own, "waiting": sum(view.waiting for view in found)})
 
 
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["hello", "job", "trouble"]},
+        "data": {"type": "string", "description": "JSON; of `job`, a job."},
+    },
+    "required": ["event", "data"],
+}
+
+
 class _Stream(StreamingResponse):
     media_type = "text/event-stream"
 
@@ -79,7 +91,7 @@ class _For(BaseModel):
         **refusals(422, 429),
         200: {
             "description": "Server-sent events: `job` with a job as data, `hello` at the start.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
     },
 )
