@@ -216,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
         if fault.kind == "gzip":
             headers["Content-Encoding"] = "gzip"
-        if fault.kind == "no-length":
+        if fault.kind in ("no-length", "endless"):
             headers["Connection"] = "close"
             self.close_connection = True
         else:
@@ -244,7 +244,7 @@ def _spoilt(data, fault):
     if fault.kind == "corrupt" and data:
         place = int(fault.number) % len(data)
         return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
-    return data + b"more" if fault.kind == "extra" else data
+    return data + b"more" * 5000 if fault.kind in ("extra", "endless") else data
 
 
 class _Direct:

@@ -193,7 +193,10 @@ def test_a_server_that_does_not_say_the_length(tmp_path, server):
     assert one(tmp_path, entry, unlocked=True)[0].outcome == "fetched"
 
 
-@pytest.mark.parametrize(("kind", "says"), [("gzip", "compressed"), ("extra", "bytes")])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("gzip", "compressed"), ("extra", "the list says 300,000"), ("endless", "more than the 300,000 bytes")],
+)
 def test_what_will_not_pass_is_refused(tmp_path, server, kind, says):
     server.add("/m.safetensors", BYTES).faults.extend([Fault(kind)] * 9)
     found, _ = one(tmp_path, locked(server))
@@ -297,6 +300,18 @@ class TestWhatIsHere:
         assert found.outcome == "fetched"
         assert any("pieces do not make the file" in text for text in board.said)
         assert target(tmp_path).read_bytes() == BYTES
+
+    def test_where_no_hash_decides_only_synced_bytes_are_kept(self, tmp_path, server):
+        served = server.add("/m.safetensors", BYTES)
+        served.faults.extend([Fault("truncate", 200_000), *[Fault("status", 500)] * 20])
+        entry = {"url": f"{server.url}/m.safetensors", "folder": "vae"}
+        one(tmp_path, entry, unlocked=True)
+        with (target(tmp_path, folder="vae").parent / "m.safetensors.part").open("ab") as file:
+            file.write(bytes(4096))
+        served.faults.clear()
+        found, _ = one(tmp_path, entry, unlocked=True)
+        assert (found.outcome, found.taken_up) == ("fetched", 200_000)
+        assert target(tmp_path, folder="vae").read_bytes() == BYTES
 
     def test_a_part_of_another_file_is_not_used(self, tmp_path, server):
         served = server.add("/m.safetensors", BYTES)
@@ -428,6 +443,23 @@ class TestHub:
         assert (found.outcome, found.evidence, found.sha256) == ("fetched", "nobody", SHA)
 
 
+class StopAt:
+    """Stops a pull once so many bytes are here."""
+
+    def __init__(self, stop, offset):
+        self._stop, self._offset = stop, offset
+
+    def at(self, offset, size):
+        if offset >= self._offset:
+            self._stop.set()
+
+    def hashed(self, count):
+        pass
+
+    def said(self, text):
+        pass
+
+
 class TestFolder:
     def test_no_room(self, tmp_path, server, monkeypatch):
         server.add("/m.safetensors", BYTES)
@@ -476,11 +508,15 @@ class TestFolder:
     def test_stop_keeps_the_part(self, tmp_path, server):
         server.add("/m.safetensors", BYTES).faults.append(Fault("throttle", 0.05))
         stop = threading.Event()
-        threading.Timer(0.3, stop.set).start()
-        found, _ = one(tmp_path, locked(server), stop=stop)
+
+        class Stopping(Board):
+            def meter(self, path, size):
+                return StopAt(stop, 100_000)
+
+        found, _ = one(tmp_path, locked(server), stop=stop, board=Stopping())
         assert (found.outcome, found.exit_code) == ("stopped", 130)
         kept = (target(tmp_path).parent / "m.safetensors.part").stat().st_size
-        assert 0 < kept < 300_000
+        assert 100_000 <= kept < 300_000
         found, _ = one(tmp_path, locked(server))
         assert (found.outcome, found.taken_up) == ("fetched", kept)
 

@@ -36,15 +36,15 @@ _parallel = click.option(
 )
 
 
-@click.group(epilog=_EXITS)
-def models() -> None:
-    """Models by lists: fetched whole and proven, checked again, counted against a GPU's memory.
+@click.group("models", epilog=_EXITS)
+def command() -> None:
+    """Models: listed, fetched, verified, counted.
 
     LIST is the name of a list in the image (comfyrun models list), or the path of a YAML file.
     """
 
 
-@models.command("list", epilog=_EXITS)
+@command.command("list", epilog=_EXITS)
 @_lists
 @_only
 @_workload
@@ -77,7 +77,7 @@ def list_(
     _warn_unlocked(loaded)
 
 
-@models.command(epilog=_EXITS)
+@command.command(epilog=_EXITS)
 @_lists
 @_only
 @_workload
@@ -147,7 +147,7 @@ def pull(
     _end(code)
 
 
-@models.command(epilog=_EXITS)
+@command.command(epilog=_EXITS)
 @_lists
 @_only
 @_workload
@@ -189,7 +189,7 @@ def verify(
     _end(1 if wrong else 0)
 
 
-@models.command(epilog=_EXITS)
+@command.command(epilog=_EXITS)
 @_lists
 @_only
 @_workload
@@ -238,7 +238,7 @@ def budget(
     _warn_unlocked(loaded)
 
 
-@models.command(epilog=_EXITS)
+@command.command(epilog=_EXITS)
 @click.argument("reference", metavar="LIST")
 @click.option(
     "--output", "-o", metavar="FILE", help="Write there, in place of LIST; needed for one in the image."
