@@ -66,6 +66,7 @@ local function lease(id, queue, charged, again)
   end
   redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'worker_name', worker)
   redis.call('ZADD', 'rq:wip:' .. queue, '+inf', id .. ':' .. token)
+  redis.call('PUBLISH', 'comfy:events', cjson.encode({job = id, state = 'processing'}))
   return {'job', id, queue, token, attempts, tostring(now)}
 end
 
