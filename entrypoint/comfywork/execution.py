@@ -14,7 +14,7 @@ from comfywork import workflow
 from comfywork.comfy import ComfyGoneError, FileGoneError, RejectedError
 from comfywork.errors import ComfyworkError
 from comfywork.jobs import OURS
-from comfywork.storage import MissingError, Place, StorageError, TooLargeError
+from comfywork.storage import MissingError, Place, StorageError, TooLargeError, output_name
 from comfywork.views import Failure, Output
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ _STORAGE_PATIENCE = (
 )
 _STUBBORN = 60.0  # seconds that ComfyUI may take to notice an interrupt
 SUBMITTED = "comfywork_prompt"
-_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 
 
 class JobFailed(Exception):  # noqa: N818 - an outcome
@@ -212,8 +211,7 @@ class Execution:
         return tuple(self._patiently(lambda file=file: self._one(lease, tenant, file)) for file in files)  # type: ignore[misc]
 
     def _one(self, lease: Lease, tenant: str, file: File) -> Output:
-        suffix = _SUFFIX.fullmatch("." + file.name.rpartition(".")[2]) if "." in file.name else None
-        name = f"{_plain(file.node)}_{file.number}{suffix[0].lower() if suffix else ''}"
+        name = output_name(file.node, file.number, file.name)
         place = Place(tenant=tenant, job=lease.job, token=lease.token, name=name)
         media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         try:

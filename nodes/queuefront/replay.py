@@ -89,7 +89,7 @@ class Replay:
             for node, state in changed.items():
                 if isinstance(state, dict):
                     self._nodes[node] = {**state, "node_id": node, "prompt_id": self._job}
-            self._say("progress_state", {"prompt_id": self._job, "nodes": self._nodes})
+            self._say("progress_state", {"prompt_id": self._job, "nodes": dict(self._nodes)})
 
     # --- its end ---------------------------------------------------------------------------------
 
