@@ -8,7 +8,7 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from comfywork import workflow
 from comfywork.comfy import ComfyGoneError, FileGoneError, RejectedError
@@ -216,7 +216,7 @@ class Execution:
         media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         try:
             with self.comfy.open(file) as (answer, size):
-                content = cast("IO[bytes]", _Pieces(answer.iter_bytes(1 << 18)))
+                content = cast("BinaryIO", _Pieces(answer.iter_bytes(1 << 18)))
                 stored = self.storage.stage(place, content, size, media_type)
         except TooLargeError as error:
             raise JobFailed(Failure(kind="storage", message=str(error))) from None

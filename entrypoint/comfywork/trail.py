@@ -63,7 +63,7 @@ class Trail:
                 self._waiting.append((kind, _without_id(data)))
 
     def _changed(self, nodes: Mapping[str, Any]) -> dict[str, Any]:
-        found = {
+        found: dict[str, Any] = {
             node: {name: state[name] for name in _NODE if name in state}
             for node, state in nodes.items()
             if isinstance(state, dict)
@@ -76,11 +76,13 @@ class Trail:
         """Where the next step is noted: over the one before, unless something else happened in between."""
         for known, data in reversed(self._waiting):
             if known == kind:
-                return data
+                noted: dict[str, Any] = data
+                return noted
             if known not in STEPS:
                 break
-        self._waiting.append((kind, {"nodes": {}} if kind == "progress_state" else {}))
-        return self._waiting[-1][1]
+        begun: dict[str, Any] = {"nodes": {}} if kind == "progress_state" else {}
+        self._waiting.append((kind, begun))
+        return begun
 
     def ended(self, history: Mapping[str, Any]) -> None:
         """`history`: ComfyUI's own entry of the job."""

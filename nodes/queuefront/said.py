@@ -18,8 +18,7 @@ _MEANT: Mapping[str, tuple[str, str]] = {
     "execution": ("The job failed on its worker", ""),
     "memory": (
         "The worker ran out of GPU memory",
-        "It was tried twice, the second time with every model unloaded. A smaller picture or batch, or a smaller "
-        "model may fit.",
+        "It was tried twice, the second time with every model unloaded; a smaller picture, batch or model may fit.",
     ),
     "timeout": ("The job ran longer than it may", "WORKER_JOB_TIMEOUT is the limit."),
     "comfyui": ("ComfyUI ended on every worker that tried this job", ""),

@@ -15,7 +15,9 @@ def _front_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         world.start()
         for name in ("worker-1", "worker-2"):
             world.worker(name)
-            (world.comfys[name].folder / "models" / "checkpoints" / "of-the-workers.safetensors").write_bytes(b"x")
+            (world.comfys[name].folder / "models" / "checkpoints" / "of-the-workers.safetensors").write_bytes(
+                b"x"
+            )
         for name in ("worker-1", "worker-2"):
             world.agent(name)
         for tenant in ("user001", "user002"):

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import httpx
 import pytest
@@ -30,6 +30,8 @@ from comfywork.views import JobView
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 IMAGE = os.environ.get("IMGBUILD_FRONT_IMAGE", "comfyui:cpu")
+OTHER_TREE, OTHER_PACKAGES = (os.environ.get(f"IMGBUILD_FRONT_{name}", "") for name in ("TREE", "PACKAGES"))
+"""Of another ComfyUI than the image's, and a folder with what it needs beside the image's packages."""
 PASSWORD = "a password"
 TENANTS = ("user001", "user002")
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
@@ -90,7 +92,9 @@ class Server:
 class Comfy:
     """ComfyUI in a container of the cpu image, in the host's network."""
 
-    def __init__(self, name: str, folder: Path, environ: dict[str, str], arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, folder: Path, environ: dict[str, str], arguments: tuple[str, ...] = ()
+    ) -> None:
         self.name = f"imgbuild-{name}-{uuid.uuid4().hex[:8]}"
         self.folder, self.environ, self.arguments = folder, environ, arguments
         self.port = free_port()
@@ -104,15 +108,24 @@ class Comfy:
         words += ["--volume", f"{ROOT / 'nodes' / 'queuefront'}:/opt/nodes/queuefront:ro"]
         words += ["--volume", f"{ROOT / 'entrypoint' / 'comfyrun'}:/opt/comfyrun/comfyrun:ro"]
         words += ["--volume", f"{HERE / 'frontnodes'}:/data/custom_nodes/frontnodes:ro"]
-        if tree := os.environ.get("IMGBUILD_FRONT_COMFYUI"):
-            words += ["--volume", f"{tree}:/opt/comfyui:ro"]
         for name, value in self.environ.items():
             words += ["--env", f"{name}={value}"]
-        words += [IMAGE, *self.arguments, "--listen", "127.0.0.1", "--port", str(self.port)]
+        own = ["--listen", "127.0.0.1", "--port", str(self.port)]
+        words += self._another_comfyui(own) if OTHER_TREE else [IMAGE, *self.arguments, *own]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         if wait:
             self.ready()
+
+    def _another_comfyui(self, own: list[str]) -> list[str]:
+        """A tree of another version, which comfyrun of this image has not looked at: as comfyrun would start it."""
+        words = ["--volume", f"{OTHER_TREE}:/other:ro", "--volume", f"{OTHER_PACKAGES}:/packages:ro"]
+        words += ["--env", "PYTHONPATH=/packages", "--env", "PYTHONDONTWRITEBYTECODE=1", "--env", "HOME=/tmp"]
+        if self.arguments:
+            words += ["--env", "COMFY_QUEUE_FRONT=1", "--env", f"COMFY_QUEUE_TENANT={self.arguments[-1]}"]
+        words += ["--entrypoint", "/opt/venv/bin/python", IMAGE, "/other/main.py", "--cpu", *own]
+        words += ["--base-directory", "/data", "--database-url", "sqlite:////data/user/comfyui.db"]
+        return [*words, "--extra-model-paths-config", "/etc/comfyrun/extra_model_paths.yaml"]
 
     def ready(self) -> None:
         def answers() -> bool:
@@ -125,20 +138,25 @@ class Comfy:
 
     def running(self) -> bool:
         done = subprocess.run(
-            ["docker", "inspect", "--format", "{{.State.Running}}", self.name], capture_output=True, text=True
+            ["docker", "inspect", "--format", "{{.State.Running}}", self.name],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return done.stdout.strip() == "true"
 
     def log(self) -> str:
-        done = subprocess.run(["docker", "logs", self.name], capture_output=True, text=True)
+        done = subprocess.run(["docker", "logs", self.name], capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
     def exit_code(self) -> int:
-        done = subprocess.run(["docker", "wait", self.name], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["docker", "wait", self.name], capture_output=True, text=True, timeout=60, check=True
+        )
         return int(done.stdout)
 
     def kill(self) -> None:
-        subprocess.run(["docker", "kill", self.name], capture_output=True)
+        subprocess.run(["docker", "kill", self.name], capture_output=True, check=False)
 
     def again(self, *, wait: bool = True) -> None:
         subprocess.run(["docker", "start", self.name], capture_output=True, check=True)
@@ -146,7 +164,7 @@ class Comfy:
             self.ready()
 
     def remove(self) -> None:
-        subprocess.run(["docker", "rm", "--force", self.name], capture_output=True)
+        subprocess.run(["docker", "rm", "--force", self.name], capture_output=True, check=False)
 
     def get(self, path: str, **more: Any) -> Any:
         return httpx.get(f"{self.url}{path}", timeout=30, **more).raise_for_status().json()
@@ -163,9 +181,11 @@ class Browser:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Browser:
+    def __enter__(self) -> Self:
         where = f"{self.comfy.url.replace('http', 'ws')}/ws?clientId={self.client}"
-        self._socket: ClientConnection = self._stack.enter_context(connect(where, max_size=1 << 26, proxy=None))
+        self._socket: ClientConnection = self._stack.enter_context(
+            connect(where, max_size=1 << 26, proxy=None)
+        )
         self._socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
         threading.Thread(target=self._listen, daemon=True).start()
         return self
@@ -251,11 +271,14 @@ class World:
         until(up)
         self.broker = Broker.of_environment(self.environ)
         self.start_api()
-        self._stack.callback(lambda: self.api.stop())
+        self._stack.callback(self.api.stop)
 
     def start_api(self) -> None:
         self.api.start()
-        until(lambda: any(re.search(r"is the queue's page", line) for line in self.api.log) and self._answers(), 30)
+        until(
+            lambda: any(re.search(r"is the queue's page", line) for line in self.api.log) and self._answers(),
+            30,
+        )
 
     def _answers(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):

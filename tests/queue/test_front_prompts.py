@@ -27,7 +27,7 @@ def test_events_come_as_local_execution_sends_them(front_world: World) -> None:
     kinds = [kind for kind, _ in events]
     assert kinds[:2] == ["execution_start", "execution_cached"]
     assert kinds[-2:] == ["execution_success", "executing"]
-    assert [d["node"] for k, d in events if k == "executing"][0] == "1"
+    assert next(d["node"] for k, d in events if k == "executing") == "1"
     assert events[-1][1]["node"] is None
     assert [d["value"] for k, d in events if k == "progress"] == sorted(
         d["value"] for k, d in events if k == "progress"
@@ -35,7 +35,7 @@ def test_events_come_as_local_execution_sends_them(front_world: World) -> None:
     states = [d["nodes"]["1"]["state"] for k, d in events if k == "progress_state" and "1" in d["nodes"]]
     assert states[0] == "running"
     assert states[-1] == "finished"
-    node = [d["nodes"]["1"] for k, d in events if k == "progress_state"][0]
+    node = next(d["nodes"]["1"] for k, d in events if k == "progress_state")
     assert node == {
         "value": node["value"],
         "max": node["max"],
@@ -112,7 +112,10 @@ def test_names_go_on_where_the_folder_stands(front_world: World) -> None:
 def test_a_batch_keeps_its_order(front_world: World) -> None:
     front = front_world.comfys["user001"]
     graph = {
-        "1": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": 3, "color": 255}},
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 32, "height": 32, "batch_size": 3, "color": 255},
+        },
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "batch"}},
     }
     with Browser(front) as browser:
@@ -120,7 +123,9 @@ def test_a_batch_keeps_its_order(front_world: World) -> None:
             job = browser.queue(graph)
             assert browser.end(job)[0] == "execution_success"
             images = front.get(f"/history/{job}")[job]["outputs"]["2"]["images"]
-            assert [i["filename"] for i in images] == [f"batch_{n:05}_.png" for n in range(expected, expected + 3)]
+            assert [i["filename"] for i in images] == [
+                f"batch_{n:05}_.png" for n in range(expected, expected + 3)
+            ]
 
 
 def test_the_picture_holds_the_graph_as_it_was_drawn(front_world: World) -> None:
@@ -150,7 +155,9 @@ def test_two_at_once_on_two_workers(front_world: World) -> None:
         assert time.monotonic() - begin < 9 + 8, "three jobs of 3 s on two workers"
         assert front.get("/queue") == {"queue_running": [], "queue_pending": []}
     assert {front_world.job(job).worker for job in jobs} == {"worker-1", "worker-2"}
-    names = {i["filename"] for job in jobs for i in front.get(f"/history/{job}")[job]["outputs"]["2"]["images"]}
+    names = {
+        i["filename"] for job in jobs for i in front.get(f"/history/{job}")[job]["outputs"]["2"]["images"]
+    }
     assert names == {f"two_{n:05}_.png" for n in (1, 2, 3)}
 
 
@@ -203,9 +210,12 @@ def test_models_of_the_workers_are_offered(front_world: World) -> None:
     front = front_world.comfys["user001"]
     model = "of-the-workers.safetensors"
     assert model in front.get("/models/checkpoints")
-    assert model in front.get("/object_info/CheckpointLoaderSimple")["CheckpointLoaderSimple"]["input"][
-        "required"
-    ]["ckpt_name"][0]
+    assert (
+        model
+        in front.get("/object_info/CheckpointLoaderSimple")["CheckpointLoaderSimple"]["input"]["required"][
+            "ckpt_name"
+        ][0]
+    )
     assert {"name": model, "pathIndex": 0} in front.get("/experiment/models/checkpoints")
     graph = picture("model", seed=3)
     graph["3"] = {"class_type": "TestNeedsModel", "inputs": {"image": ["1", 0], "name": model}}

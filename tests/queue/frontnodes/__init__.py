@@ -1,6 +1,7 @@
 """Custom nodes of the tests of a front: on the front and on its workers, as an operator would have them."""
 
 import time
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
@@ -75,8 +76,7 @@ class NeedsModel:
     CATEGORY = "tests"
 
     def make(self, image, name):
-        with open(folder_paths.get_full_path_or_raise("checkpoints", name), "rb") as file:
-            file.read(1)
+        Path(folder_paths.get_full_path_or_raise("checkpoints", name)).read_bytes()
         return (image,)
 
 
