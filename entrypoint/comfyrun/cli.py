@@ -113,12 +113,10 @@ def _run(
         return 0
     if verb == "check" and "--queue" in arguments:
         return _hand_over("check", [a for a in arguments if a != "--queue"], environ, layout)
-    if verb == "front":
-        return _front(arguments, environ, layout, system)
     if verb in HANDED:
         return _hand_over(verb, arguments, environ, layout)
-    if verb in ("serve", "worker", "check"):
-        starts = {"serve": _serve, "worker": _worker, "check": _check}
+    if verb in ("serve", "worker", "front", "check"):
+        starts = {"serve": _serve, "worker": _worker, "front": _front, "check": _check}
         return starts[verb](arguments, environ, layout, system)
     if verb in ("nodes", "shell"):
         return {"nodes": _nodes, "shell": _shell}[verb](arguments, environ, layout)
