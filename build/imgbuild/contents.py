@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import zstandard
 
 from imgbuild.errors import EngineError, UnsoundError
+from imgbuild.plan import COMFYUI_VENV, WORK, WORK_VENV
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 CONSTRAINTS = "/etc/comfyrun/constraints.txt"
 """Of an image of ours: what was installed by the lock, name==version a line."""
 VENV = "/opt/venv/pyvenv.cfg"
+WORK_PINS = f"{WORK_VENV}/constraints.txt"
+"""The same of the venv of `comfyrun worker`."""
 DPKG = "/var/lib/dpkg/status"
 _CHUNK = 1 << 20
 _LARGEST = 16_000_000
@@ -36,11 +39,18 @@ class Contents:
 
     python: Mapping[str, str]
     debian: Mapping[str, str]
+    work: Mapping[str, str] = field(default_factory=dict)
+    """Of the venv of `comfyrun worker`; `python` is everything else's."""
     source: str
     """Where that was read, for people."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"python": dict(self.python), "debian": dict(self.debian), "source": self.source}
+        return {
+            "python": dict(self.python),
+            "debian": dict(self.debian),
+            "work": dict(self.work),
+            "source": self.source,
+        }
 
 
 # --- the SBOM ------------------------------------------------------------------------------------
@@ -55,12 +65,13 @@ def of_sbom(raw: bytes) -> Contents:
     if not isinstance(document, dict):
         raise UnsoundError("its SBOM is no object")
     if document.get("bomFormat") == "CycloneDX":
-        urls = [c.get("purl") for c in document.get("components") or () if isinstance(c, dict)]
+        parts = [c for c in document.get("components") or () if isinstance(c, dict)]
+        urls = [(c.get("purl"), str(c.get("bom-ref")).startswith(f"{WORK}/")) for c in parts]
         kind = "CycloneDX"
     elif "spdxVersion" in document:
         packages = [p for p in document.get("packages") or () if isinstance(p, dict)]
         urls = [
-            r.get("referenceLocator")
+            (r.get("referenceLocator"), False)
             for p in packages
             for r in p.get("externalRefs") or ()
             if isinstance(r, dict) and r.get("referenceType") == "purl"
@@ -70,13 +81,14 @@ def of_sbom(raw: bytes) -> Contents:
         raise UnsoundError("its SBOM is neither CycloneDX nor SPDX")
     python: dict[str, str] = {}
     debian: dict[str, str] = {}
-    for url in urls:
+    work: dict[str, str] = {}
+    for url, of_work in urls:
         found = re.match(r"pkg:(pypi|deb)/(?:[^/@]+/)?([^@?#]+)@([^?#]+)", str(url))
         if found and found[1] == "pypi":
-            python[normal(unquote(found[2]))] = unquote(found[3])
+            (work if of_work else python)[normal(unquote(found[2]))] = unquote(found[3])
         elif found:
             debian[unquote(found[2])] = unquote(found[3])
-    return Contents(python=python, debian=debian, source=f"its SBOM ({kind})")
+    return Contents(python=python, debian=debian, work=work, source=f"its SBOM ({kind})")
 
 
 # --- lists in the image --------------------------------------------------------------------------
@@ -88,21 +100,32 @@ def of_lists(read: Callable[[Iterable[str]], Mapping[str, bytes | None]]) -> Con
     `read` gives small files of the image by their paths. None when the image has no such lists. What somebody
     installed on top of one of ours is in none of them.
     """
-    first = read([CONSTRAINTS, VENV, DPKG])
+    first = read([CONSTRAINTS, VENV, DPKG, WORK_PINS])
     pins, venv = first.get(CONSTRAINTS), first.get(VENV)
     version = re.search(rb"^version(?:_info)? *= *(\d+\.\d+)", venv or b"", re.MULTILINE)
     if pins is None or version is None:
         return None
-    site = f"/opt/venv/lib/python{version[1].decode()}/site-packages"
-    wanted = {normal(n): (n, v) for n, v in _PIN.findall(pins.decode(errors="replace"))}
-    paths = {f"{site}/{_folder(n)}-{v}.dist-info/METADATA": (key, v) for key, (n, v) in wanted.items()}
-    there = read(paths)
-    python = {key: v for path, (key, v) in paths.items() if there.get(path) is not None}
+    site = f"lib/python{version[1].decode()}/site-packages"
+    of_venv = _wanted(pins, f"{COMFYUI_VENV}/{site}")
+    of_work = _wanted(first.get(WORK_PINS) or b"", f"{WORK_VENV}/{site}")
+    there = read([*of_venv, *of_work])
+    python, work = (
+        {name: v for path, (name, v) in wanted.items() if there.get(path) is not None}
+        for wanted in (of_venv, of_work)
+    )
+    installed, pinned = len(python) + len(work), len(of_venv) + len(of_work)
     return Contents(
         python=python,
         debian=dpkg_status(first.get(DPKG) or b""),
-        source=f"the image's own lists ({len(python)} of {len(paths)} pins are installed)",
+        work=work,
+        source=f"the image's own lists ({installed} of {pinned} pins are installed)",
     )
+
+
+def _wanted(pins: bytes, site: str) -> dict[str, tuple[str, str]]:
+    """Of each pin, by the path of its METADATA: name and version."""
+    found = _PIN.findall(pins.decode(errors="replace"))
+    return {f"{site}/{_folder(n)}-{v}.dist-info/METADATA": (normal(n), v) for n, v in found}
 
 
 def _folder(name: str) -> str:
@@ -180,8 +203,10 @@ def merged(scans: Iterable[Scan], source: str) -> Contents:
             debian.pop(path, None)
         python |= layer.python
         debian |= layer.debian
+    of_work = {path for path in python if path.startswith(f"{WORK_VENV}/")}
     return Contents(
-        python=dict(sorted(python.values())),
+        python=dict(sorted(both for path, both in python.items() if path not in of_work)),
+        work=dict(sorted(python[path] for path in of_work)),
         debian={n: v for names in debian.values() for n, v in sorted(names.items())},
         source=source,
     )

@@ -60,6 +60,7 @@ def sections(found: Difference) -> list[tuple[str, tuple[Change, ...] | None]]:
     return [
         ("Kernels", found.kernels),
         ("Python packages", found.python),
+        ("Python packages of the worker", found.work),
         ("Debian packages", found.debian),
         ("Environment", _hidden(found.environment)),
         ("Settings", found.settings),
@@ -100,7 +101,8 @@ def _cards(found: Difference) -> list[dict[str, str]]:
                 cards.append({"title": f"in both, {title}", "value": human(sizes.shared)})
             break
     if found.python is not None and found.debian is not None:
-        cards.append({"title": "packages that differ", "value": str(len(found.python) + len(found.debian))})
+        count = len(found.python) + len(found.debian) + len(found.work or ())
+        cards.append({"title": "packages that differ", "value": str(count)})
     return cards
 
 

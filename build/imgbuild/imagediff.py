@@ -74,6 +74,8 @@ class Difference:
     python: tuple[Change, ...] | None
     """None where the packages of a side are not known."""
     debian: tuple[Change, ...] | None
+    work: tuple[Change, ...] | None
+    """Python packages of `comfyrun worker`'s own venv."""
     stored: Sizes
     unpacked: Sizes
     sources: tuple[str, str]
@@ -89,6 +91,7 @@ class Difference:
             self.kernels,
             self.python or (),
             self.debian or (),
+            self.work or (),
         )
         return not any(changes) and all(pair.same for pair in self.layers)
 
@@ -122,6 +125,7 @@ class Difference:
             "kernels": rows(self.kernels),
             "python": rows(self.python),
             "debian": rows(self.debian),
+            "work": rows(self.work),
             "environment": rows(self.environment),
             "settings": rows(self.settings),
             "labels": rows(self.labels),
@@ -141,6 +145,7 @@ def difference(a: View, b: View, contents_a: Contents | str, contents_b: Content
         kernels=changes(_kernels(a), _kernels(b)),
         python=changes(contents_a.python, contents_b.python) if known else None,  # type: ignore[union-attr]
         debian=changes(contents_a.debian, contents_b.debian) if known else None,  # type: ignore[union-attr]
+        work=changes(contents_a.work, contents_b.work) if known else None,  # type: ignore[union-attr]
         stored=sizes(a, b, "stored"),
         unpacked=sizes(a, b, "unpacked"),
         sources=(_source(contents_a), _source(contents_b)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from imgbuild.errors import VerificationError
+from imgbuild.plan import WORK
 from imgbuild.verify import LabelledKernel, parse_kernels
 
 if TYPE_CHECKING:
@@ -213,12 +214,14 @@ def layer_names(
     except VerificationError:
         return tuple(lines)
     copied = [i for i, text in enumerate(created_by) if _COPIED.match(text)]
-    count = len(copied) - len(kernels) - len(TOP)
+    # The venv of `comfyrun worker`, which older images have not.
+    work = [WORK] if labels.get("imgbuild.work", "none") != "none" else []
+    count = len(copied) - len(work) - len(kernels) - len(TOP)
     contiguous = bool(copied) and copied == list(range(copied[0], copied[0] + len(copied)))
     if "imgbuild.target" not in labels or not contiguous or not 0 <= count <= len(groups):
         return tuple(lines)
     # Which group a target lacks, only its plan says: without a GPU it is the first, NVIDIA's libraries.
-    ours = [*groups[len(groups) - count :], *kernels, *TOP]
+    ours = [*groups[len(groups) - count :], *work, *kernels, *TOP]
     below = ["base" if copied[0] == 1 else f"base {i + 1}/{copied[0]}" for i in range(copied[0])]
     return (*below, *ours, *lines[copied[-1] + 1 :])
 

@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from packaging.utils import parse_wheel_filename
+
 from imgbuild.errors import DriftError
 from imgbuild.textfile import read_text
 
@@ -172,6 +174,16 @@ def read_lock(project: Project, matrix: Matrix, target: Target, version: str) ->
             hint=command,
         )
     return lock
+
+
+def for_machine(wheels: Iterable[Wheel], machine: str) -> tuple[Wheel, ...]:
+    """Of a lock of several platforms, what is for one (ELF's spelling: 'x86_64') or for any."""
+    found = []
+    for wheel in wheels:
+        _, _, _, tags = parse_wheel_filename(wheel.filename)
+        if any(tag.platform == "any" or tag.platform.endswith(machine) for tag in tags):
+            found.append(wheel)
+    return tuple(found)
 
 
 def split(wheels: Iterable[Wheel], layers: Sequence[Layer]) -> dict[str, tuple[Wheel, ...]]:

@@ -76,6 +76,10 @@ def kernel_tools_lock_name(python: str) -> str:
     return f"kernel-tools-{python}.txt"
 
 
+def work_lock_name(python: str) -> str:
+    return f"work-{python}.txt"
+
+
 def kernel_lock_name(kernel: str, version: str) -> str:
     return f"source-{kernel}-{version}.txt"
 
@@ -91,6 +95,12 @@ class _Plain:
     """Both where the host stages need it: they run on whatever machine builds."""
     deps: bool = False
     sdist: bool = False
+    what: str = ""
+    """What tells it from another lock of the same requirements."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.what}{': ' if self.what else ''}{', '.join(self.requirements)}"
 
     @property
     def inputs(self) -> str:
@@ -152,6 +162,10 @@ def _plain(matrix: Matrix) -> tuple[_Plain, ...]:
         _Plain(name=TOOL_LOCK, requirements=("uv",)),
         _Plain(name=source_lock_name(fallback.version), requirements=(fallback.wheel,), machines=("x86_64",)),
     ]
+    for python in sorted({matrix.base_of(t).python for t in matrix.targets.values()}):
+        if work := matrix.common.work:
+            what, name = f"the queue's libraries for Python {python}", work_lock_name(python)
+            found.append(_Plain(name=name, requirements=work, python=python, deps=True, what=what))
     compiled = [t for t in matrix.targets.values() if t.kernels and t.gpu]
     for cuda in sorted({t.gpu.cuda for t in compiled if t.gpu}):
         toolchain = matrix.common.cuda[cuda].toolchain
@@ -214,9 +228,10 @@ def make(
     texts = {
         project.locks / SOURCES: _pins(project, matrix, env=environment, say=say, anew=upgrade == ()).text()
     }
-    texts |= _plain_locks(
+    plain = _plain_locks(
         project, matrix, settings=settings, env=env, anew=upgrade == (), names=names, say=say
     )
+    texts |= plain
     kept: dict[str, tuple[str, ...]] = {}
     if tree is not None:
         version, folder = tree
@@ -228,7 +243,7 @@ def make(
         text = _fetch_requirements(matrix, version, env=environment, say=say)
         texts[project.requirements / requirements_name(version)] = text
         kept[version] = normalised(text)
-    found: set[str] = set()
+    found = {w.name for path, text in plain.items() for w in _wheels(path, text)}
     for target in targets:
         for version in kept if tree is not None else versions(project, matrix):
             requirements = kept.get(version) or read_requirements(project, matrix, version)
@@ -270,7 +285,7 @@ def _plain_locks(
 
     texts = {}
     for plain in _plain(matrix):
-        title = ", ".join(plain.requirements)
+        title = plain.title
         say(f"locking {title}")
         path = project.locks / plain.name
         wheels: set[Wheel] = set()
@@ -292,10 +307,14 @@ def _plain_locks(
     return texts
 
 
+def _wheels(path: Path, text: str) -> tuple[Wheel, ...]:
+    return parse_lock(text, name=str(path)).wheels
+
+
 def _old_wheels(path: Path) -> tuple[Wheel, ...]:
     """What a lock held, as far as it can be read: only a preference for the new one."""
     try:
-        return parse_lock(read_text(path), name=str(path)).wheels
+        return _wheels(path, read_text(path))
     except (OSError, ImgbuildError):
         return ()
 

@@ -44,7 +44,7 @@ Line = Annotated[
 """One line wherever it is written: no control character, none of Unicode's own line ends."""
 
 
-_STAGES_OF_LAYERS = ("uv", "tools", "compiler")
+_STAGES_OF_LAYERS = ("uv", "tools", "compiler", "work")
 _STAGES_OF_KERNELS = ("env", "comfyui", "nodes")
 COMPILED_AGAINST = ("nvidia", "torch")
 """The layers whose headers and libraries kernels are compiled against."""
@@ -309,6 +309,8 @@ class Common(Model):
     kernels: dict[Name, Kernel] = {}
     kernel_tools: tuple[Line, ...] = ()
     """Python packages of the compile stages, beside torch itself."""
+    work: tuple[Line, ...] = ()
+    """Python packages of `comfyrun worker` and its sisters, in a venv of their own."""
     nodes: Annotated[tuple[Name, ...], Field(min_length=1)]
     profile: Profile
     ci: Ci | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from imgbuild import __version__
 from imgbuild.kernels import tree_hash
+from imgbuild.plan import WORK
 from imgbuild.render import Renderer
 from imgbuild.textfile import read_text
 
@@ -27,6 +28,13 @@ LAYER = "layer:"
 _TEMPLATES = {
     "base": ("base.Dockerfile.j2", "base-setup.sh.j2"),
     LAYER: ("uv.Dockerfile.j2", "venv.Dockerfile.j2", "stages/install.py", "stages/settle.py"),
+    WORK: (
+        "uv.Dockerfile.j2",
+        "work.Dockerfile.j2",
+        "stages/install.py",
+        "stages/work.py",
+        "stages/settle.py",
+    ),
     KERNEL: ("kernel.Dockerfile.j2", "stages/install.py", "stages/settle.py", "stages/fatbin.py"),
     "code": ("comfyui.Dockerfile.j2", "stages/code.py", "stages/settle.py"),
     "comfyrun": ("comfyrun.Dockerfile.j2", "stages/code.py", "stages/settle.py"),
@@ -59,7 +67,7 @@ def parts(project: Project, plan: Plan, *, comfyui: Path | None = None) -> Parts
             **{w.name: f"{w.version} {w.sha256[:12]}" for w in layer.wheels},
             "stage edits": _hash(*(str(sorted(e.items())) for e in plan.edits if e["package"] in names)),
             **uv,
-            **stage(LAYER),
+            **stage(WORK if layer.name == WORK else LAYER),
         }
     for kernel in plan.kernels:
         found[f"{KERNEL}{kernel.name}"] = {"key": kernel.key, **kernel.components, **uv, **stage(KERNEL)}

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from imgbuild import __version__
 from imgbuild.errors import ConfigError, DriftError
 from imgbuild.kernels import KernelPlan, KernelSource, Toolchain, plan_kernels, toolchain
-from imgbuild.lock import Wheel, manylinux, read_lock, split
-from imgbuild.locking import TOOL_LOCK, Pins, read_pins, read_plain_lock
+from imgbuild.lock import Wheel, for_machine, manylinux, read_lock, split
+from imgbuild.locking import (
+    TOOL_LOCK,
+    Pins,
+    read_current,
+    read_pins,
+    read_plain_lock,
+    work_lock_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -51,10 +58,17 @@ class BasePlan:
     exclude: tuple[str, ...]
 
 
+COMFYUI_VENV, WORK_VENV = "/opt/venv", "/opt/work"
+WORK = "work"
+"""The layer of the queue's libraries."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
     name: str
     wheels: tuple[Wheel, ...]
+    venv: str = COMFYUI_VENV
+    """In which they are installed."""
 
     @property
     def size(self) -> int:
@@ -81,6 +95,7 @@ class Plan:
     manylinux: str
     """The target's platform in uv's spelling."""
     layers: tuple[LayerPlan, ...]
+    """ComfyUI's from the bottom to the top, then the queue's."""
     edits: tuple[dict[str, Any], ...]
     tool: tuple[Wheel, ...]
     """uv, for the host stages."""
@@ -103,6 +118,16 @@ class Plan:
         return sum(layer.size for layer in self.layers)
 
     @property
+    def packages(self) -> dict[str, str]:
+        """What ComfyUI's own venv holds of the locks: versions by name."""
+        return {w.name: w.version for x in self.layers if x.venv == COMFYUI_VENV for w in x.wheels}
+
+    @property
+    def work_packages(self) -> dict[str, str]:
+        """What the venv of `comfyrun worker` holds: versions by name; nothing where the image has none."""
+        return {w.name: w.version for x in self.layers if x.venv == WORK_VENV for w in x.wheels}
+
+    @property
     def labels(self) -> dict[str, str]:
         own = {
             "org.opencontainers.image.title": f"ComfyUI for {self.title}",
@@ -120,6 +145,8 @@ class Plan:
             "imgbuild.comfyui.source": self.source.kind,
             "imgbuild.comfyui.identity": self.source.identity,
             "imgbuild.kernels": ",".join(k.label for k in self.kernels) or "none",
+            # Whether `comfyrun worker` is possible, without a pull.
+            "imgbuild.work": f"rq={rq}" if (rq := self.work_packages.get("rq")) else "none",
             "imgbuild.plan": self.key,
         }
         return dict(sorted(own.items()))
@@ -133,8 +160,8 @@ class Plan:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def constraints(self) -> str:
-        """Every installed package at its version: what a node or a derived image is installed under."""
-        pins = [f"{w.name}=={w.version}\n" for layer in self.layers for w in layer.wheels]
+        """Every package of ComfyUI's venv at its version: what a node or a derived image is installed under."""
+        pins = [f"{name}=={version}\n" for name, version in self.packages.items()]
         return "".join(sorted([*pins, *(f"{k.distribution}=={k.version}\n" for k in self.kernels)]))
 
     def as_json(self) -> dict[str, Any]:
@@ -212,7 +239,10 @@ def make_plan(
         compute_capability=gpu.compute_capability if gpu else None,
         memory=gpu.memory if gpu else None,
         manylinux=manylinux(target, matrix),
-        layers=tuple(LayerPlan(name=name, wheels=wheels) for name, wheels in groups.items() if wheels),
+        layers=(
+            *(LayerPlan(name=name, wheels=wheels) for name, wheels in groups.items() if wheels),
+            *_work(project, matrix, target),
+        ),
         edits=tuple(e.model_dump(mode="json", exclude_none=True) for e in edits),
         tool=read_plain_lock(project, TOOL_LOCK).wheels,
         nodes=matrix.common.nodes,
@@ -221,6 +251,15 @@ def make_plan(
         profile=_profile_json(target, matrix, source, kernels),
         reasons=_all_reasons(target, matrix, _without(matrix, source)),
     )
+
+
+def _work(project: Project, matrix: Matrix, target: Target) -> tuple[LayerPlan, ...]:
+    """The same for every target of a platform and a Python: their images share it."""
+    if not matrix.common.work:
+        return ()
+    wheels = read_current(project, matrix, work_lock_name(matrix.base_of(target).python)).wheels
+    machine = manylinux(target, matrix).partition("-")[0]
+    return (LayerPlan(name=WORK, wheels=for_machine(wheels, machine), venv=WORK_VENV),)
 
 
 def make_plans(project: Project, matrix: Matrix, targets: Sequence[Target]) -> tuple[Plan, ...]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from imgbuild.plan import Plan
 
 _WORKFLOW = "workflow.yml.j2"
-_STAGE_SCRIPTS = ("code.py", "install.py", "settle.py")
+_STAGE_SCRIPTS = ("code.py", "install.py", "settle.py", "work.py")
 _COMPILE_SCRIPTS = ("compile.py", "gate.sh", "measure.py", "prove.py", "source.py", "toolchain.py")
 
 Files = dict[str, str]

@@ -15,6 +15,7 @@ from uuid import UUID
 from imgbuild import __version__
 from imgbuild.errors import RegistryError
 from imgbuild.manifests import EMPTY, MANIFEST, Descriptor, Document, Manifest, digest_of
+from imgbuild.plan import COMFYUI_VENV
 from imgbuild.refusals import told
 from imgbuild.registry import Repository
 from imgbuild.remoteimage import look
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from imgbuild.kernels import KernelPlan
     from imgbuild.lock import Wheel
-    from imgbuild.plan import Plan
+    from imgbuild.plan import LayerPlan, Plan
     from imgbuild.reference import Reference
 
 SBOM = "application/vnd.cyclonedx+json"
@@ -56,7 +57,7 @@ def make_sbom(plan: Plan, digest: str, packages: Iterable[Sequence[str]]) -> byt
     parts = [
         _comfyui(plan),
         *(_debian(plan, *package) for package in packages),
-        *(_wheel(wheel, layer.name) for layer in plan.layers for wheel in layer.wheels),
+        *(_wheel(wheel, layer) for layer in plan.layers for wheel in layer.wheels),
         *(_kernel(kernel) for kernel in plan.kernels),
         *(_node(name) for name in plan.nodes),
     ]
@@ -137,15 +138,16 @@ def _debian(plan: Plan, name: str, version: str, architecture: str) -> Component
     )
 
 
-def _wheel(wheel: Wheel, layer: str) -> Component:
+def _wheel(wheel: Wheel, layer: LayerPlan) -> Component:
     return _component(
         "library",
         wheel.name,
         wheel.version,
-        ref=f"pypi/{wheel.filename}",
+        # Two venvs may hold the same file.
+        ref=f"{'' if layer.venv == COMFYUI_VENV else layer.name + '/'}pypi/{wheel.filename}",
         purl=_purl("pypi", wheel.name, wheel.version, qualifiers={"file_name": wheel.filename}),
         sha256=wheel.sha256,
-        properties={"imgbuild:layer": layer},
+        properties={"imgbuild:layer": layer.name},
     )
 
 

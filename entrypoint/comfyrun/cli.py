@@ -1,4 +1,4 @@
-"""comfyrun serve (default) · check · health · nodes · shell."""
+"""comfyrun serve (default) · worker · check · health · nodes · shell, and the verbs of the queue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfyrun import __version__
 from comfyrun.errors import (
@@ -26,17 +26,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from comfyrun import overlay
+    from comfyrun.companion import Companion
     from comfyrun.launch import Launch, Machine
     from comfyrun.logs import Level
     from comfyrun.preflight.report import Report
     from comfyrun.preflight.system import System
+    from comfyrun.role import Role
 
 _USAGE = """\
 usage: comfyrun [serve] [--print [--json]] [ARGS ...]   start ComfyUI; ARGS are ComfyUI's own flags
+       comfyrun worker [--print [--json]] [ARGS ...]    the same on loopback, with jobs from a queue (REDIS_HOST, ...)
+       comfyrun front --tenant NAME [ARGS ...]          the same without a GPU: its prompts become jobs of a queue
        comfyrun check [--json] [ARGS ...]               what serve would meet here: GPU, driver, kernels, volumes
+       comfyrun check --queue [--json]                  can the queue be reached: name, TCP, TLS, password, rights
        comfyrun health [--ready] [--json]               exit 0 when it is alive (ready: takes jobs)
        comfyrun nodes install|list|remove|sync ...      custom nodes and their packages, on the data volume
        comfyrun shell [COMMAND ...]                     a shell, or a command, in ComfyUI's environment
+       comfyrun submit|status|cancel|jobs ...           jobs of the queue; each has its own --help
+       comfyrun workers|queue|api|models ...            who works, what waits; the HTTP API; lists of models
        comfyrun --version | --help
 
 variables, which may also stand in /data/comfyrun.env as lines NAME=value:
@@ -46,7 +53,9 @@ exit codes: 2 wrong configuration, 69 not possible here (directory, port), 75 no
   76 no GPU for this image, 77 a kernel failed under COMFY_STRICT, 0 after an orderly stop, else ComfyUI's own
 """
 
-VERBS = ("serve", "check", "health", "nodes", "shell")
+VERBS = ("serve", "worker", "front", "check", "health", "nodes", "shell")
+HANDED = ("submit", "status", "cancel", "jobs", "workers", "queue", "api", "models")
+"""What comfywork does, with the libraries of /opt/work."""
 
 # Where to look after a start that was refused.
 _NEXT: Mapping[type[ComfyrunError], str] = {
@@ -85,7 +94,7 @@ def main(
         hide = redact.of(given)
         for message in error.messages:
             _say(hide.text(message), "error")
-        if verb == "serve" and type(error) in _NEXT:
+        if verb in ("serve", "worker") and type(error) in _NEXT:
             _say(_NEXT[type(error)])
         return error.exit_code
     except KeyboardInterrupt:
@@ -99,25 +108,27 @@ def main(
 def _run(
     verb: str, arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None
 ) -> int:
-    if verb in ("serve", "check") and arguments[:1] in (["--help"], ["-h"]):
+    if verb in ("serve", "worker", "check") and arguments[:1] in (["--help"], ["-h"]):
         print(usage(layout), end="")
         return 0
-    match verb:
-        case "serve":
-            return _serve(arguments, environ, layout, system)
-        case "check":
-            return _check(arguments, environ, layout, system)
-        case "health":
-            return _health(arguments, layout)
-        case "nodes":
-            return _nodes(arguments, environ, layout)
-        case "shell":
-            return _shell(arguments, environ, layout)
-        case _:
-            raise ConfigError(
-                f"comfyrun has no command {verb!r}{nearest(verb, VERBS)}: it has {', '.join(VERBS)}. "
-                "To run a program of the image: comfyrun shell PROGRAM ..."
-            )
+    if verb == "check" and "--queue" in arguments:
+        return _hand_over("check", [a for a in arguments if a != "--queue"], environ, layout)
+    if verb == "front":
+        return _front(arguments, environ, layout, system)
+    if verb in HANDED:
+        return _hand_over(verb, arguments, environ, layout)
+    if verb in ("serve", "worker", "check"):
+        starts = {"serve": _serve, "worker": _worker, "check": _check}
+        return starts[verb](arguments, environ, layout, system)
+    if verb in ("nodes", "shell"):
+        return {"nodes": _nodes, "shell": _shell}[verb](arguments, environ, layout)
+    if verb == "health":
+        return _health(arguments, layout)
+    known = (*VERBS, *HANDED)
+    raise ConfigError(
+        f"comfyrun has no command {verb!r}{nearest(verb, known)}: it has {', '.join(known)}. "
+        "To run a program of the image: comfyrun shell PROGRAM ..."
+    )
 
 
 def _serve(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
@@ -140,6 +151,64 @@ def _serve(arguments: list[str], environ: Mapping[str, str], layout: Layout, sys
     return _start(launch, found, layout)
 
 
+def _front(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
+    from comfyrun import front  # noqa: PLC0415
+
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(front.USAGE, end="")
+        return 0
+    return _serve(*front.read(arguments, environ, _with_file(environ)), layout, system)
+
+
+def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
+    import socket  # noqa: PLC0415
+
+    from comfyrun import redact, report, scratch, worker  # noqa: PLC0415
+    from comfyrun.preflight import run  # noqa: PLC0415
+    from comfyrun.preflight import system as real  # noqa: PLC0415
+
+    wanted = {name for name in ("--print", "--json") if name in arguments}
+    _refuse_without_work(layout, "worker")
+    machine = observe(environ)
+    settings = worker.read(_with_file(environ), socket.gethostname())
+    given = [a for a in arguments if a not in wanted]
+    plan = _planner(layout, environ, given, machine, worker.role(settings))
+    depth = run.PREVIEW if wanted else run.SERVE
+    launch, found = run.preflight(plan, system or real.this_machine(), layout, machine, depth)
+    agent = worker.companion(launch, settings, layout)
+    if wanted:
+        shown = report.as_json(launch) if "--json" in wanted else report.as_text(launch)
+        print(shown, flush=True)
+        if "--json" not in wanted:
+            print(redact.of(agent.environment).text("\n".join(worker.as_lines(agent))), flush=True)
+        return 0
+    if found.failure is None:
+        scratch.claim(launch.cache, settings.id)
+    return _start(launch, found, layout, agent, worker.told(settings, agent))
+
+
+def _hand_over(verb: str, arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
+    _refuse_without_work(layout, verb)
+    return _execute([*layout.work_command, verb, *arguments], _with_file(environ))
+
+
+def _refuse_without_work(layout: Layout, verb: str) -> None:
+    if not layout.work_python.exists() or not layout.work.exists():
+        raise MachineError(
+            f"comfyrun {verb} needs {layout.work_python.parent.parent}, and this image has none: it was built before "
+            "there were workers, or without them (`work` in images/comfyui.yaml); take a newer image"
+        )
+
+
+def _with_file(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment, over what stands in comfyrun.env: the queue's settings may stand there too."""
+    from comfyrun import envfile, settings  # noqa: PLC0415
+
+    path = settings.file_path(environ)
+    file = envfile.read(Path(path)) if path else None
+    return {**(file.variables if file else {}), **environ}
+
+
 def _check(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
     from comfyrun import redact  # noqa: PLC0415
     from comfyrun.preflight import report, run  # noqa: PLC0415
@@ -155,8 +224,14 @@ def _check(arguments: list[str], environ: Mapping[str, str], layout: Layout, sys
     return found.exit_code
 
 
-def _start(launch: Launch, found: Report, layout: Layout) -> int:
-    from comfyrun import client, logs, overlay, port, process, redact, report  # noqa: PLC0415
+def _start(
+    launch: Launch,
+    found: Report,
+    layout: Layout,
+    agent: Companion | None = None,
+    told: Mapping[str, object] | None = None,
+) -> int:
+    from comfyrun import client, logs, overlay, port, process, redact, report, worker  # noqa: PLC0415
 
     _Form.json = launch.log == "json"
     hide = redact.of(launch.environment)
@@ -176,12 +251,14 @@ def _start(launch: Launch, found: Report, layout: Layout) -> int:
         os.chdir(launch.workdir)
     except OSError as error:
         raise MachineError(f"{launch.workdir} cannot be entered: {error.strerror}") from None
+    more: dict[str, Any] = {} if agent is None else {"companion": agent, "told": told}
     return process.run(
         launch.argv,
-        launch.environment,
+        launch.environment if agent is None else worker.without_the_queue(launch.environment),
         client.local(launch.listen, launch.port, tls=launch.tls),
         logs.Log("json" if _Form.json else "text", hide.values),
         float(launch.settings.stop_timeout),
+        **more,
     )
 
 
@@ -244,7 +321,11 @@ def _plan(layout: Layout, environ: Mapping[str, str], arguments: list[str], mach
 
 
 def _planner(
-    layout: Layout, environ: Mapping[str, str], arguments: list[str], machine: Machine
+    layout: Layout,
+    environ: Mapping[str, str],
+    arguments: list[str],
+    machine: Machine,
+    role: Role | None = None,
 ) -> Callable[..., Launch]:
     """The pure function with all that is known before the GPU was looked at."""
     from comfyrun import envfile, flagtable, launch, models, profile, settings  # noqa: PLC0415
@@ -261,6 +342,7 @@ def _planner(
         arguments=arguments,
         machine=dataclasses.replace(machine, folders=folders),
         file=file,
+        role=role,
     )
 
 

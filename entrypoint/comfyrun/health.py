@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from comfyrun.layout import Layout
 
 TIMEOUT = 5  # seconds, for all of it
+_SILENT = 60.0  # seconds, where nobody says otherwise
 
 
 class UnhealthyError(ComfyrunError):
@@ -46,6 +47,8 @@ class Health:
     """Jobs that wait or run; None where nobody asked."""
     fallbacks: Mapping[str, int] | None
     """Calls that PyTorch's attention did in another's place; None where that is not known."""
+    worker: str | None = None
+    """What the agent of a worker does; None where there is none."""
 
     @property
     def text(self) -> str:
@@ -53,6 +56,8 @@ class Health:
         parts = [f"{how} on port {self.port}", f"runs on {self.device or 'an unknown device'}"]
         if self.queue is not None:
             parts.append(f"{self.queue} in the queue")
+        if self.worker:
+            parts.append(f"worker {self.worker}")
         if self.fallbacks:
             counts = ", ".join(f"{name} {count}" for name, count in sorted(self.fallbacks.items()))
             parts.append(f"attention fell back to PyTorch's: {counts}")
@@ -69,6 +74,7 @@ class Health:
                 "device_name": self.device_name or None,
                 "queue": self.queue,
                 "attention_fallbacks": None if self.fallbacks is None else dict(self.fallbacks),
+                **({} if self.worker is None else {"worker": self.worker}),
             }
         )
 
@@ -97,13 +103,32 @@ def check(layout: Layout, *, ready: bool, proc: Path = Path("/proc")) -> Health:
             f"ComfyUI runs on {kind or 'an unknown device'}, and was started to run on {wanted}"
         )
     fallbacks = told.get("attention_fallbacks")
+    agent = told.get("worker")
     return Health(
+        worker=_agent(agent) if isinstance(agent, dict) else None,
         port=server.port,
         device=kind,
         device_name=name,
         queue=queue,
         fallbacks=fallbacks if isinstance(fallbacks, dict) else None,
     )
+
+
+def _agent(told: Mapping[str, object]) -> str:
+    """What the agent says that it does. Raises UnhealthyError when it has said nothing for too long."""
+    path, timeout = Path(str(told.get("state"))), told.get("timeout")
+    limit = float(timeout) if isinstance(timeout, (int, float)) else _SILENT
+    try:
+        age = time.time() - path.stat().st_mtime
+        said = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise UnhealthyError("the worker's agent has said nothing yet: ComfyUI is alone") from None
+    if age > limit:
+        raise UnhealthyError(
+            f"the worker's agent has said nothing for {age:.0f} s (WORKER_HEARTBEAT_TIMEOUT is {limit:g} s)"
+        )
+    state, job = (said.get("state"), said.get("job")) if isinstance(said, dict) else (None, None)
+    return f"{state or 'runs'}{f' with {job}' if job else ''}"
 
 
 def find(layout: Layout, proc: Path) -> Process:

@@ -11,6 +11,7 @@ from comfyrun import settings as settings_module
 from comfyrun.errors import ConfigError
 from comfyrun.flagtable import Option
 from comfyrun.options import OWN
+from comfyrun.role import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,6 +118,7 @@ def plan(
     memory: float | None = None,
     display: bool = False,
     dropped: Mapping[str, str] | None = None,
+    role: Role | None = None,
 ) -> Launch:
     """What to start. Raises ConfigError with every mistake that was made.
 
@@ -137,8 +139,13 @@ def plan(
         arguments=arguments,
     )
     data, data_origin = _data(asked.options)
-    user = _elsewhere(asked.options, "--user-directory", data)
-    own = options.own_options(table, layout, data=(data, data_origin), user=user)
+    own = (role or Role()).options(
+        table,
+        layout,
+        data=(data, data_origin),
+        user=_elsewhere(asked.options, "--user-directory", data),
+        cache=settings.cache,
+    )
     extra = _extra_models(settings, machine, table, data)
     chosen, replaced = options.merge(table, [*own, *extra.options], asked, image)
     chosen, fallen = options.fall_back(chosen, table, dropped or {}, strict=settings.strict)

@@ -16,6 +16,15 @@ class Layout:
     wheels: Path = Path("/usr/share/python-wheels")
     """Where Debian's python3-venv keeps pip."""
 
+    work_python: Path = Path("/opt/work/bin/python")
+    """Of the queue's own venv; older images have none."""
+    work: Path = Path("/opt/comfyrun/bin/comfywork")
+
+    @property
+    def work_command(self) -> tuple[str, ...]:
+        """What a verb of the queue is put behind. -u: -I leaves PYTHONUNBUFFERED out, and its log is for reading."""
+        return (str(self.work_python), "-IBu", str(self.work))
+
     @property
     def venv(self) -> Path:
         return self.python.parent.parent

@@ -63,6 +63,26 @@ class Log:
         level = tag[1].lower().replace("detail", "debug") if tag else "info"
         self._object(stream, "comfyui", level, self.hide(text[tag.end() :] if tag else text), {})
 
+    def relayed(self, source: str, text: str, stream: str) -> None:
+        """A whole line of another child's, with its name before it; a line of JSON stays one."""
+        if not text.strip():
+            return
+        if self.mode == "json":
+            if text.startswith("{"):
+                with contextlib.suppress(ValueError, RecursionError):
+                    value = json.loads(self.hide(text))
+                    if isinstance(value, dict):
+                        write(self._files[stream], json.dumps({"source": source, **value}).encode() + b"\n")
+                        return
+            tag = _LEVEL.match(text)
+            level = tag[1].lower() if tag else "info"
+            self._object(stream, source, level, self.hide(text[tag.end() :] if tag else text), {})
+            return
+        begin = "\n" if self._open_line else ""
+        self._open_line = False
+        line = f"{begin}{source}: {self.hide(text)}\n"
+        write(self._files[stream], line.encode("utf-8", "backslashreplace"))
+
     def hide(self, text: str) -> str:
         for hidden, _ in self._hidden:
             text = text.replace(hidden, "***")

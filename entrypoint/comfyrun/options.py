@@ -181,15 +181,21 @@ def own_options(
     *,
     data: tuple[str, str] = (settings_module.Settings.data, "default"),
     user: tuple[str, str] | None = None,
+    listen: tuple[str, str] = (settings_module.Settings.listen, "default"),
+    folders: Sequence[tuple[str, str, str]] = (),
 ) -> list[Option]:
-    """The flags that every start gets, below those of the profile; a place comes with who named it."""
+    """The flags that every start gets, below those of the profile; a place comes with who named it.
+
+    `folders`: flag, folder, origin of those that are not below `data`.
+    """
     folder, origin = user or (f"{data[0]}/user", data[1])
     wanted = [
+        *folders,
         ("--base-directory", data[0], data[1]),
         # Else 0.33 and later keep it inside their own read-only code.
         ("--database-url", f"sqlite:///{folder}/comfyui.db", origin),
         ("--extra-model-paths-config", str(layout.extra_model_paths), OWN),
-        ("--listen", settings_module.Settings.listen, "default"),
+        ("--listen", *listen),
         ("--port", settings_module.Settings.port, "default"),
         ("--disable-auto-launch", None, OWN),
     ]

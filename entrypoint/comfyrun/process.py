@@ -14,10 +14,11 @@ import subprocess
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from comfyrun import client
+from comfyrun.companion import Keeper
+from comfyrun.ends import described, likely, oom_kills
 from comfyrun.errors import BROKEN, MachineError
 from comfyrun.logs import Relay
 from comfyrun.state import State
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from comfyrun.client import Server
+    from comfyrun.companion import Companion
     from comfyrun.logs import Log
 
 STOP_TIMEOUT = 8.0  # seconds; docker stop kills after 10
@@ -42,9 +44,7 @@ _POLL = 0.1
 _ANSWER = 1.0  # seconds for a request
 _DRAIN = 2.0  # seconds for the rest of its log, when something that it started still holds that open
 
-CGROUP = Path("/sys/fs/cgroup")
-
-Event = signal.Signals | Literal["ended", "broken"]
+Event = signal.Signals | Literal["ended", "broken", "gave up"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,14 @@ def run(
     server: Server,
     log: Log,
     stop_timeout: float = STOP_TIMEOUT,
+    companion: Companion | None = None,
+    told: Mapping[str, object] | None = None,
 ) -> int:
-    """The exit code of the container. Returns when ComfyUI has ended; raises MachineError if it cannot start."""
-    return _Supervisor(argv, environment, server, log, stop_timeout).run()
+    """The exit code of the container. Returns when ComfyUI has ended; raises MachineError if it cannot start.
+
+    A `companion` is kept running beside it, and ends with it. `told` is what `comfyrun health` is told beside.
+    """
+    return _Supervisor(argv, environment, server, log, stop_timeout, companion, told or {}).run()
 
 
 class _Supervisor:
@@ -77,9 +82,13 @@ class _Supervisor:
         server: Server,
         log: Log,
         stop_timeout: float,
+        companion: Companion | None,
+        told: Mapping[str, object],
     ) -> None:
         self._argv, self._environment, self._server = list(argv), dict(environment), server
         self._log, self._stop_timeout = log, stop_timeout
+        self._companion, self._told = companion, told
+        self._keeper = Keeper(companion, log, lambda: self._events.put("gave up")) if companion else None
         self._process: subprocess.Popen[bytes] | None = None
         # Of all queues only this one may be filled from a signal handler.
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -93,7 +102,10 @@ class _Supervisor:
         with self._signals():
             self._process = process = self._start()
             relays = self._follow(process)
+            if self._keeper is not None:
+                self._keeper.start()
             ended = self._until_it_ends(process)
+            self._let_the_companion_go()
             # What it left behind would hold the log open; the container ends with it in any case.
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -154,6 +166,7 @@ class _Supervisor:
                 "attention_fallbacks": self._watch.fallbacks,
                 "broken": self._watch.broken,
                 "stopping": self._stopping,
+                **self._told,
             }
         )
         if self._watch.broken:
@@ -173,6 +186,8 @@ class _Supervisor:
                 return Ended(code=process.returncode, asked=False, forced=False)
             case "broken":
                 return self._give_up(process)
+            case "gave up":
+                return self._stop(process, None)
             case number:
                 return self._stop(process, number)
 
@@ -200,18 +215,22 @@ class _Supervisor:
         )
         return self._force(process, time.monotonic() + _IMPATIENT, asked=False)
 
-    def _stop(self, process: subprocess.Popen[bytes], number: signal.Signals) -> Ended:
+    def _stop(self, process: subprocess.Popen[bytes], number: signal.Signals | None) -> Ended:
+        """`number`: the signal that asked for it; None when the agent was given up."""
+        why = number.name if number else "no agent"
+        self._stopping = f"since {why}"
+        self._changed()
+        timeout = self._companion.comfyui if self._companion else self._stop_timeout
+        first = f"the job has {self._companion.drain:g} s, then " if self._companion and number else ""
+        self._log.say(f"{why}: {first}stopping ComfyUI, {timeout:g} s at most", signal=why)
+        impatient = self._drain(number) if number else None
         begin = time.monotonic()
 
         def at(share: float) -> float:
-            return begin + share * self._stop_timeout
+            return begin + share * timeout
 
-        self._stopping = f"since {number.name}"
-        self._changed()
-        self._log.say(
-            f"{number.name}: stopping ComfyUI, {self._stop_timeout:g} s at most", signal=number.name
-        )
-        event = self._finish_jobs(at(_INTERRUPT_AT), at(_ASK_AT))
+        # What the agent leaves behind was handed back: nobody waits for it here.
+        event = impatient or self._finish_jobs(at(0 if self._keeper else _INTERRUPT_AT), at(_ASK_AT))
         if event is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(self._polite)
@@ -220,6 +239,38 @@ class _Supervisor:
             return Ended(code=process.returncode, asked=True, forced=False)
         limit = at(1) if event is None else time.monotonic() + _IMPATIENT
         return self._force(process, limit, asked=True)
+
+    def _drain(self, number: signal.Signals) -> Event | None:
+        """Waits for the agent, which finishes its job or hands it back. Returns what leaves no time for more."""
+        if self._keeper is None or self._companion is None:
+            return None
+        self._keeper.end()
+        limit = time.monotonic() + self._companion.drain + _IMPATIENT
+        while not self._keeper.wait(_POLL):
+            now = time.monotonic()
+            event = self._wait(min(now + _POLL, limit))
+            if event in STOP_SIGNALS:
+                self._log.say(f"{number.name} again: the job is handed back at once", "warning")
+                self._keeper.end()
+                self._keeper.wait(_IMPATIENT)
+                self._keeper.force()
+                return event
+            if event in ("ended", "broken") or now >= limit:
+                break
+        return "ended" if self._has_ended() else None
+
+    def _let_the_companion_go(self) -> None:
+        """ComfyUI is gone: its agent may still hand its job back."""
+        if self._keeper is None or self._companion is None or self._keeper.wait(0):
+            return
+        self._keeper.end()
+        if not self._keeper.wait(self._companion.hand_back):
+            self._log.say(
+                "the worker's agent does not end: killing it; its job is handed back by another worker, "
+                "WORKER_HEARTBEAT_TIMEOUT from now",
+                "warning",
+            )
+            self._keeper.force()
 
     def _finish_jobs(self, interrupt_at: float, ask_at: float) -> Event | None:
         """Lets the running job finish, or interrupts it; what waits is dropped, as it would be anyway.
@@ -270,7 +321,7 @@ class _Supervisor:
         """`ended`, an impatient second signal, or None when the time is over."""
         while True:
             event = self._wait(until)
-            if event != "broken":
+            if event not in ("broken", "gave up"):
                 return event
 
     def _force(self, process: subprocess.Popen[bytes], limit: float, *, asked: bool) -> Ended:
@@ -294,7 +345,9 @@ class _Supervisor:
         if self._watch.broken:
             return BROKEN
         if ended.asked:
-            return self._after_a_stop(ended, code, seconds)
+            code = self._after_a_stop(ended, code, seconds)
+            given_up = self._keeper.code if self._keeper else None
+            return code if given_up is None else given_up
         message = f"ComfyUI {described(ended.code)} after {seconds:.0f} s, and nobody had asked it to"
         if ended.code:
             words = self._watch.last_words()
@@ -319,47 +372,3 @@ class _Supervisor:
         clean = in_order or self._watch.stopped
         self._log.say(f"ComfyUI {words}", "info" if clean else "warning", seconds=round(seconds, 1))
         return 0 if clean else code
-
-
-def described(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
-
-
-def likely(code: int, *, oom: bool) -> str:
-    """What is behind such an end, as far as that can be told."""
-    if oom:
-        return (
-            "the kernel killed a process of this container because its memory limit was reached: give it more "
-            "(docker run --memory), or let ComfyUI pin less of it (--disable-pinned-memory)"
-        )
-    match -code:
-        case signal.SIGKILL:
-            return (
-                "somebody killed it: the kernel when the machine is out of memory (sudo dmesg | grep -i oom), or a "
-                "person"
-            )
-        case signal.SIGSEGV | signal.SIGBUS | signal.SIGABRT | signal.SIGFPE:
-            return (
-                "native code crashed: a kernel, a library or a custom node's. COMFY_ATTENTION=sdpa and "
-                "COMFY_NODES=off leave the likeliest out, one at a time"
-            )
-        case signal.SIGILL:
-            return "its code uses instructions that this CPU has not"
-        case _:
-            return ""
-
-
-def oom_kills() -> int:
-    """How often the kernel has killed in this container for want of memory; 0 where it does not say."""
-    for name in ("memory.events", "memory/memory.oom_control"):
-        with contextlib.suppress(OSError, ValueError):
-            for line in (CGROUP / name).read_text(encoding="ascii").splitlines():
-                key, _, count = line.partition(" ")
-                if key == "oom_kill":
-                    return int(count)
-    return 0

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 PREFIX = "COMFY_"
 
-# Libraries that ComfyUI loads read these; they are theirs to check.
-FOREIGN = ("COMFY_KITCHEN_", "COMFY_AIMDO_")
+# Libraries and nodes that ComfyUI loads read these; they are theirs to check.
+FOREIGN = ("COMFY_KITCHEN_", "COMFY_AIMDO_", "COMFY_QUEUE_")
 
 # What Kubernetes sets in every pod for a Service whose name begins with `comfy`.
 _SERVICE = re.compile(r"_SERVICE_|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 TAG = "imgbuild-sabotage"
 TESTS = ROOT / "tests/image"
 _SITE = "/opt/venv/lib/python3.*/site-packages"
+_WORK_SITE = "/opt/work/lib/python3.*/site-packages"
 INDEX = "https://builder:hunter2-secret@index.invalid/simple"
 
 
@@ -173,6 +174,33 @@ SABOTAGES = (
         caught_by="test_image_packages.py::test_a_package_can_be_imported[einops]",
         # Without its bytecode, which would be loaded all the same.
         dockerfile=f"RUN cd {_SITE}/einops && echo 'import no_such_module' >> __init__.py && rm -r __pycache__\nUSER 1000:1000",
+    ),
+    Sabotage(
+        name="other-queue-library",
+        caught_by="test_image_work.py::test_a_work_package_is_the_locked_one[rq]",
+        dockerfile=f"RUN sed -i 's/^Version: .*/Version: 0.0.1/' {_WORK_SITE}/rq-*.dist-info/METADATA\nUSER 1000:1000",
+    ),
+    Sabotage(
+        name="queue-library-that-does-not-import",
+        caught_by="test_image_work.py::test_a_work_package_can_be_imported[click]",
+        dockerfile=f"RUN cd {_WORK_SITE}/click && echo 'import no_such_module' >> __init__.py && rm -r __pycache__\nUSER 1000:1000",
+    ),
+    Sabotage(
+        name="one-more-queue-library",
+        caught_by="test_image_work.py::test_nothing_else_is_in_it",
+        dockerfile="COPY METADATA /opt/work/lib/python3.11/site-packages/celery-1.0.dist-info/METADATA\nUSER 1000:1000",
+        files={"METADATA": "Metadata-Version: 2.1\nName: celery\nVersion: 1.0\n"},
+    ),
+    Sabotage(
+        name="patched-queue-library",
+        caught_by="test_image_work.py::test_every_work_package_is_what_its_wheel_brought",
+        dockerfile=f"RUN echo '# patched by hand' >> {_WORK_SITE}/rq/job.py\nUSER 1000:1000",
+        says="rq/job.py",
+    ),
+    Sabotage(
+        name="worker-that-sees-comfyuis-packages",
+        caught_by="test_image_work.py::test_a_workers_path_holds_no_package_of_comfyuis",
+        dockerfile=f"RUN echo /opt/venv/lib > $(echo {_WORK_SITE})/more.pth\nUSER 1000:1000",
     ),
     Sabotage(
         name="wrong-arch-kernel",

@@ -123,7 +123,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parameters out of the plan: a new target, label, package or profile brings its tests along."""
     kinds: dict[str, Callable[[Plan], list[Any]]] = {
         "label": lambda plan: sorted(plan.labels),
-        "package": lambda plan: [w.name for layer in plan.layers for w in layer.wheels],
+        "package": lambda plan: list(plan.packages),
+        "work_package": lambda plan: list(plan.work_packages),
         "kernel": lambda plan: [k.name for k in plan.kernels],
         "baked_node": lambda plan: list(plan.nodes),
         "profile_name": lambda plan: sorted(plan.profile["profiles"]),
@@ -217,20 +218,36 @@ def hashes(engine: Engine, image: str) -> dict[str, Any]:
     return _inspect(engine, image, "hashes")
 
 
-def _inspect(engine: Engine, image: str, *words: str) -> dict[str, Any]:
+def _inspect(engine: Engine, image: str, *words: str, python: str = "python") -> dict[str, Any]:
     options = ("--user", "0", "--cap-add", "DAC_OVERRIDE")
     text = (HERE / "inspector.py").read_text(encoding="utf-8")
-    done = engine.script(image, text, *words, options=options, timeout=1800)
+    done = engine.script(image, text, *words, options=options, timeout=1800, python=python)
     assert done.code == 0, done.err[-3000:]
     found: dict[str, Any] = json.loads(done.out)
     return found
 
 
 @pytest.fixture(scope="session")
+def work_hashes(engine: Engine, image: str) -> dict[str, Any]:
+    """The same of the venv of `comfyrun worker`, as its own Python sees it."""
+    return _inspect(engine, image, "hashes", python="/opt/work/bin/python")
+
+
+@pytest.fixture(scope="session")
 def imports(engine: Engine, image: str) -> dict[str, Any]:
     """What importing each package gave."""
+    return _import_all(engine, image, "python")
+
+
+@pytest.fixture(scope="session")
+def work_imports(engine: Engine, image: str) -> dict[str, Any]:
+    """The same in the venv of `comfyrun worker`."""
+    return _import_all(engine, image, "/opt/work/bin/python")
+
+
+def _import_all(engine: Engine, image: str, python: str) -> dict[str, Any]:
     text = (HERE / "importer.py").read_text(encoding="utf-8")
-    done = engine.script(image, text, timeout=1800)
+    done = engine.script(image, text, timeout=1800, python=python)
     assert done.code == 0, done.text[-3000:]
     found: dict[str, Any] = json.loads(done.out.partition("=== imports ===")[2])
     return found

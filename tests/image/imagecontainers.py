@@ -111,12 +111,18 @@ class Engine:
         return self.call(*argv, image, *words, stdin=stdin, timeout=timeout, check=check)
 
     def script(
-        self, image: str, text: str, *words: str, options: Sequence[str] = (), timeout: float = 600
+        self,
+        image: str,
+        text: str,
+        *words: str,
+        options: Sequence[str] = (),
+        timeout: float = 600,
+        python: str = "python",
     ) -> Done:
-        """A Python script in the image's own Python, over stdin: nothing is mounted, so any engine will do."""
+        """A Python script in a Python of the image, over stdin: nothing is mounted, so any engine will do."""
         quiet = (*STANDARD, "--network", "none", *options)
         return self.run(
-            image, "-", *words, entrypoint="python", options=quiet, stdin=text, timeout=timeout, check=False
+            image, "-", *words, entrypoint=python, options=quiet, stdin=text, timeout=timeout, check=False
         )
 
     def create(self, image: str, *words: str, name: str, options: Sequence[str] = ()) -> Container:

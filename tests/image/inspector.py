@@ -31,6 +31,7 @@ THE_ENGINES = {
 COMPILERS = {"nvcc", "nvcc.profile", "cicc", "cudafe++", "nvlink", "fatbinary", "ptxas", "bin2c"}
 KEY_FILES = (
     *("/usr/bin/tini", "/usr/local/bin/comfyrun", "/opt/comfyrun/comfyrun/__main__.py"),
+    *("/opt/work/bin/python", "/opt/comfyrun/bin/comfywork", "/opt/comfyrun/comfywork/__main__.py"),
     *("/etc/comfyrun/profile.json", "/etc/comfyrun/flags.json", "/etc/comfyrun/constraints.txt"),
     *("/etc/comfyrun/extra_model_paths.yaml", "/opt/comfyui/main.py", "/opt/venv/bin/python", "/usr/bin/gcc"),
     *(
@@ -119,7 +120,7 @@ def hashes():
     """Of every package: which of its files are not what its RECORD says."""
     found = {}
     for name, dist in packages():
-        entry = found[name] = {"files": 0, "wrong": [], "missing": []}
+        entry = found[name] = {"version": dist.version, "files": 0, "wrong": [], "missing": []}
         for file in dist.files or ():
             if "__pycache__" not in file.parts:
                 entry["files"] += 1

@@ -24,13 +24,9 @@ _GPU_ONLY = re.compile(
 )
 
 
-def wheels(plan: Plan) -> dict[str, str]:
-    return {w.name: w.version for layer in plan.layers for w in layer.wheels}
-
-
 def test_a_package_is_the_locked_one(package: str, look_inside: dict[str, Any], plan: Plan) -> None:
     """Installed once, in the version that the lock names."""
-    assert look_inside["versions"].get(package) == [wheels(plan)[package]]
+    assert look_inside["versions"].get(package) == [plan.packages[package]]
 
 
 def test_a_package_can_be_imported(package: str, imports: dict[str, Any], plan: Plan) -> None:
@@ -49,7 +45,7 @@ def test_a_kernel_can_be_imported(kernel: str, imports: dict[str, Any], plan: Pl
 
 
 def test_nothing_else_is_installed(look_inside: dict[str, Any], plan: Plan) -> None:
-    known = wheels(plan).keys() | {k.distribution for k in plan.kernels} | _DEBIANS
+    known = plan.packages.keys() | {k.distribution for k in plan.kernels} | _DEBIANS
     assert sorted(look_inside["versions"].keys() - known) == []
 
 

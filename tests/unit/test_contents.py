@@ -173,5 +173,28 @@ def test_our_own_sbom_is_understood(plans):
     raw = make_sbom(plan, "sha256:" + "0" * 64, [("bash", "5.2.37-2+b10", "amd64")])
     found = of_sbom(raw)
     assert found.python["torch"] == "2.13.0"
-    assert {normal(w.name) for layer in plan.layers for w in layer.wheels} <= set(found.python)
+    kernels = {normal(k.distribution) for k in plan.kernels if k.kind != "path"}
+    assert set(found.python) == {normal(name) for name in plan.packages} | kernels
+    assert found.work == {normal(name): version for name, version in plan.work_packages.items()}
+    assert {"pydantic"} <= found.python.keys() & found.work.keys(), "in both venvs, each with its version"
     assert found.debian == {"bash": "5.2.37-2+b10"}
+
+
+def test_the_workers_venv_is_apart_from_comfyuis():
+    """Two versions of one package, each in its own venv."""
+    site = "lib/python3.13/site-packages/pydantic"
+    info = {
+        f"opt/venv/{site}-2.12.0.dist-info/METADATA": b"Name: pydantic\nVersion: 2.12.0\n\n",
+        f"opt/work/{site}-2.14.3.dist-info/METADATA": b"Name: pydantic\nVersion: 2.14.3\n\n",
+    }
+    found = merged([scan(io.BytesIO(tar(info)))], "layers")
+    assert (found.python, found.work) == ({"pydantic": "2.12.0"}, {"pydantic": "2.14.3"})
+    lists = {
+        "/etc/comfyrun/constraints.txt": b"pydantic==2.12.0\n",
+        "/opt/venv/pyvenv.cfg": b"version = 3.13\n",
+        "/opt/work/constraints.txt": b"pydantic==2.14.3\nrq==3.0.0\n",
+        **{f"/{path}": data for path, data in info.items()},
+    }
+    listed = of_lists(lambda paths: {p: lists.get(p) for p in paths})
+    assert (listed.python, listed.work) == ({"pydantic": "2.12.0"}, {"pydantic": "2.14.3"})
+    assert "2 of 3 pins are installed" in listed.source

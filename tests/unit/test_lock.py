@@ -7,7 +7,7 @@ import pytest
 from imgbuild import locking
 from imgbuild.cli import main
 from imgbuild.errors import ConfigError, DriftError
-from imgbuild.lock import Lock, Wheel, normalised, parse_lock, read_lock, split
+from imgbuild.lock import Lock, Wheel, for_machine, normalised, parse_lock, read_lock, split
 from imgbuild.matrix import load_matrix
 from imgbuild.plan import requirements_text
 from imgbuild.resolve import _choose, _failure, _tags
@@ -87,6 +87,42 @@ def test_one_package_with_a_file_per_platform_is_one_requirement():
         [wheel("uv", filename="uv-1-x.whl"), wheel("uv", sha="b", filename="uv-1-y.whl")]
     )
     assert text == f"uv==2.13.0 --hash=sha256:{'a' * 64} --hash=sha256:{'b' * 64}\n"
+
+
+def test_a_lock_of_two_platforms_is_cut_to_one():
+    names = {
+        "any": "a-1-py3-none-any.whl",
+        "x86_64": "b-1-cp313-cp313-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        "aarch64": "b-1-cp313-cp313-manylinux_2_17_aarch64.manylinux2014_aarch64.whl",
+    }
+    wheels = {kind: wheel(name[0], filename=name) for kind, name in names.items()}
+    assert for_machine(wheels.values(), "x86_64") == (wheels["any"], wheels["x86_64"])
+    assert for_machine(wheels.values(), "aarch64") == (wheels["any"], wheels["aarch64"])
+
+
+def test_the_queues_libraries_are_locked_for_every_python_and_both_platforms(root, plans):
+    """In a venv of their own: no constraint for custom nodes, no kernel's key, no package of ComfyUI's."""
+    pythons = {p.base.python for p in plans.values()}
+    assert {p.name for p in (root / "images/locks").glob("work-*.txt")} == {f"work-{v}.txt" for v in pythons}
+    for plan in plans.values():
+        work = plan.layers[-1]
+        assert (work.name, work.venv) == ("work", "/opt/work")
+        assert {"rq", "redis", "fastapi", "boto3"} <= plan.work_packages.keys()
+        assert len({w.name for w in work.wheels}) == len(work.wheels), "one file a package"
+        other = {"amd64": "aarch64", "arm64": "x86_64"}[plan.arch]
+        assert not [w.filename for w in work.wheels if other in w.filename]
+        assert "rq==" not in plan.constraints()
+        assert plan.labels["imgbuild.work"] == f"rq={plan.work_packages['rq']}"
+
+
+def test_a_work_lock_older_than_the_matrix(project, capsys):
+    path = project.root / "images/comfyui.yaml"
+    path.write_text(path.read_text().replace("  - websockets\n", "  - websockets\n  - celery\n"))
+    assert main(["--project", str(project.root), "lock", "--check"]) == 4
+    err = capsys.readouterr().err
+    assert "work-3.11.txt is older than the matrix" in err
+    assert "work-3.13.txt is older than the matrix" in err
+    assert main(["--project", str(project.root), "plan", "cpu"]) == 4
 
 
 def test_own_locks_fit(root):

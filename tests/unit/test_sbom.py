@@ -43,10 +43,11 @@ def test_is_cyclonedx_by_its_own_schema(plans):
 
 def test_every_wheel_of_the_lock(plans, bom):
     plan, found = plans["h100"], components(bom)
-    wheels = [w for layer in plan.layers for w in layer.wheels]
+    wheels = [(layer.name, w) for layer in plan.layers for w in layer.wheels]
     assert len(wheels) > 50
-    for wheel in wheels:
-        mine = found[f"pypi/{wheel.filename}"]
+    for layer, wheel in wheels:
+        mine = found[f"{'work/' if layer == 'work' else ''}pypi/{wheel.filename}"]
+        assert properties(mine)["imgbuild:layer"] == layer
         assert mine["hashes"] == [{"alg": "SHA-256", "content": wheel.sha256}]
         assert mine["purl"].startswith(f"pkg:pypi/{wheel.name}@")
     assert (

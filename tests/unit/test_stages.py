@@ -619,6 +619,31 @@ def test_stages_of_kernels(contexts, target):
     assert copied[len(layers) :][:3] == [f"venv-kernel-{k}" for k in KERNELS], "above torch, below ComfyUI"
 
 
+def test_work_is_a_layer_of_its_own_below_the_kernels(contexts, plans):
+    for target, files in contexts.items():
+        found = stages(files["Dockerfile"])
+        copied = re.findall(r"--from=(\S+)", "\n".join(found["runtime"]))
+        ours = [n for n in copied if n.startswith("venv-") and not n.startswith("venv-kernel-")]
+        assert ours[-1] == "venv-work"
+        (run,) = runs_of(found, "venv-work")
+        assert f"work.py --platform {plans[target].manylinux}" in run, target
+        sources = {m.get("source") for m in mounts(run)}
+        assert "edits.json" not in sources, "a change of torch's edits leaves it as it is"
+        for name in ours[:-1]:
+            mounted = {m.get("source") for m in mounts(runs_of(found, name)[0])}
+            assert not [m for m in mounted if m and "work" in m], "and the other way round"
+
+
+def test_targets_of_a_platform_and_python_share_the_work_layer(contexts):
+    (h100, ada, gb10, cpu) = (
+        (stages(contexts[t]["Dockerfile"])["venv-work"], contexts[t]["requirements/work.txt"])
+        for t in ("h100", "ada", "gb10", "cpu")
+    )
+    assert h100 == ada
+    assert gb10 != h100
+    assert cpu != h100
+
+
 def test_image_without_kernels_has_no_toolchain(contexts):
     files = contexts["cpu"]
     found = stages(files["Dockerfile"])

@@ -113,7 +113,7 @@ def components(part):
 def test_parts_are_those_of_the_image_from_its_bottom_to_its_top(house):
     assert list(parts.parts(house.project, house.plan())) == [
         "base",
-        *(f"layer:{name}" for name in ("nvidia", "torch", "python", "media", "comfy")),
+        *(f"layer:{name}" for name in ("nvidia", "torch", "python", "media", "comfy", "work")),
         *(f"kernel:{name}" for name in ("probe", "sageattention", "flash-attn")),
         "comfyui",
         "nodes",
@@ -209,7 +209,7 @@ def test_nothing_changed(house):
     assert {p.state for p in found.parts} == {"same"}
     assert (found.compile_seconds, found.stage_seconds, found.bytes) == (0, 0, 0)
     assert found.sentence() == (
-        "all 14 parts are those of the last build: nothing to compile, nothing to push"
+        "all 15 parts are those of the last build: nothing to compile, nothing to push"
     )
 
 
@@ -231,7 +231,7 @@ def test_a_flag_of_the_profile(house):
     assert found.compile_seconds == 0
     assert found.bytes < 10_000
     assert found.sentence() == (
-        "1 of 14 parts differs: profile; nothing to compile, about 1 s of everything else (measured), 3 kB to push"
+        "1 of 15 parts differs: profile; nothing to compile, about 1 s of everything else (measured), 3 kB to push"
     )
 
 
@@ -294,7 +294,7 @@ def test_an_edit_of_a_kernel(house):
     assert [d.component for d in part.shown()] == ["key", "edits"], "the recipe says nothing more"
     assert found.compile_seconds == 578.0
     assert (
-        "2 of 14 parts differ: kernel:sageattention, profile; about 10 min of compiling, " in found.sentence()
+        "2 of 15 parts differ: kernel:sageattention, profile; about 10 min of compiling, " in found.sentence()
     )
 
 
@@ -327,7 +327,7 @@ def test_a_wheelhouse_that_lost_a_wheel(house):
     found = house.why()
     part = by_name(found)["kernel:probe"]
     assert (part.state, part.compiles, part.compile_seconds) == ("same", True, 12.0)
-    assert found.sentence() == "0 of 14 parts differ; about 12 s of compiling, nothing to push"
+    assert found.sentence() == "0 of 15 parts differ; about 12 s of compiling, nothing to push"
 
 
 def test_a_base_that_moves_makes_others_run_again_and_moves_none_of_them(house):
@@ -469,13 +469,13 @@ def test_table_and_sentence(house, told, capsys):
     )
     assert re.search(r"kernel:sageattention +│ changed +│ key [0-9a-f]{8} → [0-9a-f]{8} +│ +578 s", out)
     assert re.search(r"│ +│ edits [0-9a-f]{8} → [0-9a-f]{8} +│", out)
-    assert out.splitlines()[-1].startswith("2 of 14 parts differ: kernel:sageattention, profile; ")
+    assert out.splitlines()[-1].startswith("2 of 15 parts differ: kernel:sageattention, profile; ")
 
 
 def test_json(house, told, capsys):
     assert told("h100", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["target"], found["last"], found["differ"]) == ("h100", None, 14)
+    assert (found["target"], found["last"], found["differ"]) == ("h100", None, 15)
     house.build()
     house.edit("images/comfyui.yaml", "kFillZero>(smem_offset", "kFillNothing>(smem_offset")
     assert told("h100", "--json") == 0

@@ -113,7 +113,7 @@ def _show(found: Difference) -> None:
         for side, source in zip(("A", "B"), found.sources, strict=True):
             warn(f"packages of {side}: {source}")
         warn("packages were not compared")
-    elif not found.python and not found.debian:
+    elif not found.python and not found.debian and not found.work:
         click.echo("Python and Debian packages: the same")
 
 

@@ -78,7 +78,9 @@ def _show_packages(contents: Contents | str) -> None:
     if isinstance(contents, str):
         warn(contents)
         return
-    for kind, names in (("Python", contents.python), ("Debian", contents.debian)):
+    kinds = [("Python", contents.python), ("Debian", contents.debian)]
+    kinds += [("worker's Python", contents.work)] if contents.work else []
+    for kind, names in kinds:
         table(
             f"{len(names)} {kind} packages, from {contents.source}",
             ["package", "version"],

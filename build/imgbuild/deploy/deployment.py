@@ -36,7 +36,10 @@ _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _GPU = re.compile(r"[0-9]{1,3}(:[0-9]{1,2})?|GPU-[0-9a-f-]{36}|MIG-[0-9A-Za-z/-]{8,80}")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)KEY$|API_?KEY", re.IGNORECASE)
-_VERBS = ("serve", "check", "shell", "nodes", "health")
+_VERBS = (
+    *("serve", "worker", "check", "shell", "nodes", "health"),
+    *("submit", "status", "cancel", "jobs", "workers", "queue", "api", "models"),
+)
 """Of comfyrun; words that begin with something else are flags of ComfyUI."""
 
 

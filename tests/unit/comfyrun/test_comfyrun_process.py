@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import comfyrun
-from comfyrun import client, process, state
+from comfyrun import client, ends, process, state
 from comfyrun.errors import MachineError
 from comfyrun.logs import Log
 
@@ -390,9 +390,9 @@ def test_nobody_reads_the_log(tmp_path: Path) -> None:
 
 
 def test_what_the_kernel_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert "its memory limit was reached" in process.likely(-9, oom=True)
-    assert process.described(-200) == "was ended by signal 200"
-    monkeypatch.setattr(process, "CGROUP", tmp_path)
-    assert process.oom_kills() == 0
+    assert "its memory limit was reached" in ends.likely(-9, oom=True)
+    assert ends.described(-200) == "was ended by signal 200"
+    monkeypatch.setattr(ends, "CGROUP", tmp_path)
+    assert ends.oom_kills() == 0
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
-    assert process.oom_kills() == 2
+    assert ends.oom_kills() == 2

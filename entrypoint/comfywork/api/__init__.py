@@ -1,0 +1,1 @@
+"""The queue over HTTP: for programs, and for people a page."""
