@@ -30,7 +30,7 @@ ELSEWHERE = (
     ("builds without cache, updates of a running server, compose, pulls, several machines", "make test-slow"),
     ("images of gb10, h100, ada", "imgbuild build --all, then imgbuild test --all"),
     ("kernels compiled whole", "imgbuild wheels build --all"),
-    ("Podman", "imgbuild test --target cpu --engine podman"),
+    ("Podman", "imgbuild test --target cpu --engine podman; deployed, and as a service: make test-slow"),
     ("speed and size", "bench/"),
 )
 _TELL_EVERY = 60.0  # seconds
