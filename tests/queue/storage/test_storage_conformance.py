@@ -152,7 +152,7 @@ def test_discarding_takes_one_tokens_own(storage: Storage, place: Place) -> None
 
 def test_too_large_is_refused_and_leaves_nothing(storage: Storage, place: Place) -> None:
     limit = 48 << 20
-    with pytest.raises(TooLargeError, match="50.3 MB") as caught:
+    with pytest.raises(TooLargeError, match=r"50\.3 MB") as caught:
         storage.stage(place, io.BytesIO(b""), limit + 1, "image/png")
     assert not caught.value.retryable
     endless = Endless()
