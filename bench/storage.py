@@ -27,7 +27,7 @@ import output
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "entrypoint"), str(ROOT / "tests/queue/storage")]
 
-import servers  # noqa: E402
+import storage_servers as servers  # noqa: E402
 
 from comfywork.storage import Place, S3Settings, Storage  # noqa: E402
 from comfywork.storage.queued import QueueStorage  # noqa: E402
