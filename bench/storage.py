@@ -27,7 +27,7 @@ import output
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "entrypoint"), str(ROOT / "tests/queue/storage")]
 
-import servers  # noqa: E402
+import storage_servers as servers  # noqa: E402
 
 from comfywork.storage import Place, S3Settings, Storage  # noqa: E402
 from comfywork.storage.queued import QueueStorage  # noqa: E402
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write the result to bench/results/ too")
     args = parser.parse_args()
     found: list[dict[str, Any]] = []
+    busy = f"{os.getloadavg()[0]:.1f}"
     with tempfile.TemporaryDirectory(prefix="imgbuild-bench-") as folder:
         root = Path(folder)
         for name in ("volume", "weed", "redis"):
@@ -67,7 +68,7 @@ def main() -> None:
         with servers.redis_server(root / "redis") as client:
             queue = QueueStorage(client, max_output=_LIMIT, max_input=_LIMIT, total=_LIMIT, ttl=600)
             found.append(measure("queue (Redis)", queue, 1, args.rounds, Setting(client)))
-    text = table(found, args.rounds)
+    text = table(found, args.rounds) + f"Load before it began: {busy} on {os.cpu_count()} cores.\n"
     print(text, end="")
     if args.keep:
         output.keep(

@@ -2,24 +2,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
 import redis
-import servers
-from botocore.config import Config
-from servers import ACCESS, BUCKET, SECRET, S3Server
+import storage_servers as servers
+from storage_kit import LIMIT, bucket_client, s3_settings, s3_storage
+from storage_servers import BUCKET, S3Server
 
-from comfywork.storage import Place, S3Settings, Storage
+from comfywork.storage import Place, Storage
 from comfywork.storage.queued import QueueStorage
-from comfywork.storage.s3 import S3Storage, Sizes, Waits
 from comfywork.storage.volume import VolumeStorage
-
-LIMIT = 48 << 20
-PART = 5 << 20  # the least that S3 allows
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -54,40 +47,6 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def redis_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
     with servers.redis_server(tmp_path_factory.mktemp("redis")) as client:
         yield client
-
-
-def bucket_client(server: S3Server) -> Any:
-    return boto3.session.Session().client(
-        "s3",
-        endpoint_url=server.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=ACCESS,
-        aws_secret_access_key=SECRET,
-        config=Config(s3={"addressing_style": "path"}, signature_version="s3v4"),
-    )
-
-
-def s3_settings(server: S3Server, **more: Any) -> S3Settings:
-    """A prefix of its own: tests beside this one see nothing of it."""
-    base = S3Settings(
-        bucket=BUCKET,
-        endpoint=server.endpoint,
-        link_endpoint=server.endpoint,
-        prefix=f"{uuid.uuid4()}/",
-        access_key=ACCESS,
-        secret_key=SECRET,
-    )
-    return replace(base, **more)
-
-
-def s3_storage(settings: S3Settings, **more: Any) -> S3Storage:
-    given: dict[str, Any] = {
-        "max_output": LIMIT,
-        "max_input": LIMIT,
-        "sizes": Sizes(part=PART, copy=2 * PART, copy_part=PART),
-        "waits": Waits(connect=1, read=3, attempts=4),
-    }
-    return S3Storage(settings, **{**given, **more})
 
 
 @pytest.fixture(params=["volume", "queue", "seaweedfs", "moto"])

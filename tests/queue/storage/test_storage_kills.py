@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from servers import S3Server
+from storage_servers import S3Server
 
 ROOT = Path(__file__).parents[3]
 

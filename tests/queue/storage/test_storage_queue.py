@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-import servers
+import storage_servers as servers
 
 from comfywork.storage import MissingError, Place, StorageError
 from comfywork.storage.queued import SIZES, TOTAL, QueueStorage

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import servers
-from conftest import PART, bucket_client, s3_settings, s3_storage
-from servers import BUCKET, S3Server
-from wire import Wire
+import storage_servers as servers
+from storage_kit import PART, bucket_client, s3_settings, s3_storage
+from storage_servers import BUCKET, S3Server
+from storage_wire import Wire
 
 from comfywork.storage import MissingError, Place, S3Settings, StorageError
 from comfywork.storage.s3 import S3Storage, Waits
