@@ -140,6 +140,18 @@ class Comfy:
         )  # fmt: skip
         return self
 
+    def start_worker(self, environ: dict[str, str], lab: Path) -> Comfy:
+        """With its agent, of this tree, inside. On the host's network, where Redis is."""
+        known = {name: environ[name] for name in environ if name.startswith(("REDIS_", "WORKER_", "QUEUE_"))}
+        known |= {"COMFY_PORT": str(self.port), "OUTPUTS_PATH": "/outputs", "INPUTS_PATH": "/inputs"}
+        docker(
+            "run", "-d", "--restart", "on-failure", "--name", self.name, "--network", "host",
+            *(part for name, value in known.items() for part in ("-e", f"{name}={value}")),
+            "-v", f"{lab / 'outputs'}:/outputs", "-v", f"{lab / 'inputs'}:/inputs",
+            "-v", f"{ENTRYPOINT / 'comfywork'}:/opt/comfyrun/comfywork:ro", self.image, "worker",
+        )  # fmt: skip
+        return self
+
     @property
     def output(self) -> Path:
         return self.folder / "output"
