@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,6 +92,9 @@ class Agent:
         self._gone: ComfyworkError | None = None
         self._work: _Work | None = None
         self._lock: IO[str] | None = None
+        self._warm = False
+        """It has run a job a moment ago: ComfyUI is not asked whether it takes prompts."""
+        self._cleaner = ThreadPoolExecutor(1, "cleaner")
         self._hurry = False
         """A job that runs is handed back now."""
 
@@ -125,6 +129,7 @@ class Agent:
                 raise
             log.exception("the queue cannot be told that this worker ends; its name expires")
         finally:
+            self._cleaner.shutdown()
             self._over.set()
             threads[0].join(timeout=_UNREADY)
             with suppress(redis.RedisError):
@@ -202,7 +207,8 @@ class Agent:
         if self._gone is not None:
             self._draining.set()
             return
-        if not self._comfy.ready():
+        warm, self._warm = self._warm, False
+        if not warm and not self._comfy.ready():
             self._record.facts["state"] = "starting"
             time.sleep(_UNREADY)
             return
@@ -251,13 +257,17 @@ class Agent:
         log.info("job received: %s of %s (attempt %d)", lease.job, work.tenant, lease.attempts)
         try:
             outcome = self._executed(execution, work)
+            self._warm = outcome == "completed"
             log.info("job %s: %s, %.1f s", outcome, lease.job, time.monotonic() - begin)
         except LeaseLostError as error:
             log.warning("%s; what was done for it is dropped", error)
         finally:
             self._work = None
             self._record.facts.update(state="draining" if self._draining.is_set() else "idle", job="")
-            execution.clean(lease.job)
+            if self._warm:  # nobody has this job again; the next one need not wait
+                self._cleaner.submit(execution.clean, lease.job)
+            else:
+                execution.clean(lease.job)
             if not work.sealing:
                 execution.discard(work.tenant, lease)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 import re
 import shutil
 import time
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from comfywork.comfy import Comfy, Ended, File
     from comfywork.jobs import Task
     from comfywork.lease import Lease
-    from comfywork.storage import Storage
+    from comfywork.storage import Storage, Stored
     from comfywork.trail import Trail
     from comfywork.views import FailureKind, Progress
 
@@ -100,7 +101,7 @@ class Execution:
         """Its outputs, staged under the lease's token. Raises JobFailed, HandBack, Cancelled or StuckError."""
         end = time.monotonic() + timeout
         try:
-            ended = self._generated(lease.job, task, end)
+            ended = self._generated(lease.job, task, end, first=lease.first)
             try:
                 return self._stored(lease, tenant, _wanted(ended, task))
             except FileGoneError:
@@ -127,8 +128,8 @@ class Execution:
 
     # --- generating ------------------------------------------------------------------------------
 
-    def _generated(self, job_id: str, task: Task, end: float) -> Ended:
-        ended = self._prompted(job_id, task, end)
+    def _generated(self, job_id: str, task: Task, end: float, *, first: bool = False) -> Ended:
+        ended = self._prompted(job_id, task, end, first=first)
         if ended.status == "error" and ended.out_of_memory:
             self.say("out of GPU memory: models are unloaded, and it is tried once more")
             self.comfy.free(models=True)
@@ -144,11 +145,12 @@ class Execution:
         kind: FailureKind = "memory" if ended.out_of_memory else "execution"
         raise JobFailed(Failure(kind=kind, message=ended.message, details=ended.details))
 
-    def _prompted(self, job_id: str, task: Task, end: float) -> Ended:
+    def _prompted(self, job_id: str, task: Task, end: float, *, first: bool = False) -> Ended:
         self._wished()
         self.comfy.listen_early()
-        # An agent that was killed left its prompt behind: it is asked for before it is submitted again.
-        found = self.comfy.where(job_id)
+        # An agent that was killed left its prompt behind: it is asked for before it is submitted again. Where nobody
+        # had the job before, there was no such agent.
+        found = "nowhere" if first else self.comfy.where(job_id)
         if found == "nowhere":
             places = self._placed(job_id, task)
             graph = _apart(workflow.with_files(task.workflow, places), job_id)
@@ -248,9 +250,11 @@ class Execution:
         place = Place(tenant=tenant, job=lease.job, token=lease.token, name=name)
         media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         try:
-            with self.comfy.open(file) as (answer, size):
-                content = cast("BinaryIO", _Pieces(answer.iter_bytes(1 << 18)))
-                stored = self.storage.stage(place, content, size, media_type)
+            stored = self._staged_here(file, place, media_type)
+            if stored is None:
+                with self.comfy.open(file) as (answer, size):
+                    content = cast("BinaryIO", _Pieces(answer.iter_bytes(1 << 18)))
+                    stored = self.storage.stage(place, content, size, media_type)
         except TooLargeError as error:
             raise JobFailed(Failure(kind="storage", message=str(error))) from None
         return Output(
@@ -261,6 +265,21 @@ class Execution:
             size=stored.size,
             sha256=stored.sha256,
         )
+
+    def _staged_here(self, file: File, place: Place, media_type: str) -> Stored | None:
+        """From ComfyUI's own folder, where this process sees it. None when it has to be asked for."""
+        if self.output_folder is None or file.kind != "output":
+            return None
+        top = self.output_folder.resolve()
+        path = (top / file.subfolder / file.name).resolve()
+        if not path.is_relative_to(top) or not path.is_file():
+            return None
+        try:
+            with path.open("rb") as content:
+                size = os.fstat(content.fileno()).st_size
+                return self.storage.stage(place, content, size, media_type)
+        except OSError:
+            return None
 
     def discard(self, tenant: str, lease: Lease) -> None:
         """What was staged will never be published."""

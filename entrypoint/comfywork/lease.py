@@ -59,6 +59,8 @@ class Lease:
     token: int
     attempts: int
     """This one included."""
+    first: bool = False
+    """Nobody has had the job before: no ComfyUI can know it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,13 @@ class Ledger:
         found = [text(value) for value in answer]
         match found[0]:
             case "job":
-                return Lease(job=found[1], queue=found[2], token=int(found[3]), attempts=int(found[4]))
+                return Lease(
+                    job=found[1],
+                    queue=found[2],
+                    token=int(found[3]),
+                    attempts=int(found[4]),
+                    first=found[5] == "1",
+                )
             case "foreign":
                 return Foreign(job=found[1], queue=found[2])
             case "usurped":

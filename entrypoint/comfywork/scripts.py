@@ -21,7 +21,7 @@ from typing import Final
 #
 # ARGV: worker, nonce, lease seconds, ageing seconds, patience seconds, seconds for which an idle worker counts,
 # life (one of the worker's processes), seconds for which failed jobs are kept
-# Answer: {"job", id, queue, token, attempts, now} · {"none"} · {"passed"} · {"foreign", id, queue} · {"usurped"}
+# Answer: {"job", id, queue, token, attempts, 1 when nobody had it before} · {"none"} · {"passed"} · {"foreign", id, queue} · {"usurped"}
 TAKE: Final = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -47,7 +47,8 @@ local function lease(id, queue, charged, again)
   redis.call('ZREM', 'comfy:idle', worker)
   local job = 'comfy:job:' .. id
   -- Put back into the queue after its end, from RQ's dashboard: a new run of it.
-  if redis.call('HDEL', job, 'ended', 'ended_by') > 0 then
+  local requeued = redis.call('HDEL', job, 'ended', 'ended_by') > 0
+  if requeued then
     redis.call('HDEL', job, 'failure', 'cancel', 'sealed', 'attempts', 'begun', 'note')
     redis.call('PERSIST', job)
     redis.call('PERSIST', 'rq:job:' .. id)
@@ -57,7 +58,8 @@ local function lease(id, queue, charged, again)
   end
   -- Given to the same process twice: the first answer was lost on the way, and nothing was begun.
   local attempts = redis.call('HINCRBY', job, 'attempts', again and 0 or 1)
-  redis.call('HSETNX', job, 'begun', now)
+  local first = redis.call('HSETNX', job, 'begun', now)
+  if requeued then first = 0 end
   redis.call('HSET', job, 'worker', worker)
   redis.call('HDEL', job, 'passed')
   redis.call('HSET', 'comfy:last', queue, now)
@@ -67,7 +69,7 @@ local function lease(id, queue, charged, again)
   redis.call('HSET', 'rq:job:' .. id, 'status', 'started', 'worker_name', worker)
   redis.call('ZADD', 'rq:wip:' .. queue, '+inf', id .. ':' .. token)
   redis.call('PUBLISH', 'comfy:events', cjson.encode({job = id, state = 'processing'}))
-  return {'job', id, queue, token, attempts, tostring(now)}
+  return {'job', id, queue, token, attempts, first}
 end
 
 -- What this worker already holds comes first: its answer was lost on the way, or it was killed and is back.
