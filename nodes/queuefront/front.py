@@ -196,6 +196,10 @@ class Front:
             except PortError as error:
                 self._refuse(record, error)
                 return
+            except Exception as error:  # the code of node packs runs here, too, and files come and go
+                LOG.exception("%s", record.id)
+                self._refuse(record, PortError(f"{type(error).__name__}: {error}"))
+                return
             if self.queue.shows(record.id):
                 record.stage = "queued"
                 self._records.save(record)

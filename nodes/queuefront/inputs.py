@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ class Sent:
         self._keys: dict[tuple[Path, int, int], tuple[float, str]] = {}
 
     async def key(self, path: Path) -> str:
-        looked = path.stat()
+        looked = await asyncio.to_thread(path.stat)
         mark = (path, looked.st_size, looked.st_mtime_ns)
         now = time.monotonic()
         self._keys = {known: value for known, value in self._keys.items() if now - value[0] < _KEPT}
