@@ -26,15 +26,19 @@ _PAUSES = (0.5, 5.0)  # seconds between two tries to fetch: first, longest
 class Delivery:
     def __init__(self, server: Any, queue: RemoteQueue, port: Port, shelf: Shelf) -> None:
         self._server, self._queue, self._port, self._shelf = server, queue, port, shelf
+        self._running: dict[str, tuple[str, str]] = {}
+        """Job → its browser and the node that runs; the latest last."""
 
     def replay(self, record: Record) -> Replay:
-        def at(client: str | None) -> None:
-            # What ComfyUI tells a browser that connects again.
-            self._server.client_id = client
-            self._server.last_node_id = replay.node if client is not None else None
+        def at(node: str | None) -> None:
+            self._running.pop(record.id, None)
+            if node is not None and record.client is not None:
+                self._running[record.id] = (record.client, node)
+            # What ComfyUI tells a browser that connects again; it knows of one prompt.
+            latest = next(reversed(self._running.values()), (None, None))
+            self._server.client_id, self._server.last_node_id = latest
 
-        replay = Replay(record.id, record.client, self._server.send_sync, at)
-        return replay
+        return Replay(record.id, record.client, self._server.send_sync, at)
 
     async def completed(self, record: Record, replay: Replay, job: Mapping[str, Any]) -> None:
         pause = _PAUSES[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import models as model_lists
 from .delivery import Delivery
-from .inputs import files_of
+from .inputs import Sent, files_of
 from .models import Models
 from .outputs import Shelf
 from .port import ENDED, Port, PortError, RefusedError, UnreachableError
@@ -58,6 +58,7 @@ class Front:
         shelf = Shelf(
             Path(folders.get_output_directory()), Path(folders.get_temp_directory()), self._records.save
         )
+        self._sent = Sent(self._port)
         self._delivery = Delivery(server, self.queue, self._port, shelf)
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -195,6 +196,10 @@ class Front:
             except PortError as error:
                 self._refuse(record, error)
                 return
+            except Exception as error:  # the code of node packs runs here, too, and files come and go
+                LOG.exception("%s", record.id)
+                self._refuse(record, PortError(f"{type(error).__name__}: {error}"))
+                return
             if self.queue.shows(record.id):
                 record.stage = "queued"
                 self._records.save(record)
@@ -227,7 +232,7 @@ class Front:
         async with self._slots:
             await self._identified()
             files = await asyncio.to_thread(files_of, record.prompt)
-            inputs = {name: await self._port.put_input(path.name, path) for name, path in files.items()}
+            inputs = {name: await self._sent.key(path) for name, path in files.items()}
             extra = {name: value for name, value in record.extra_data.items() if name not in _PRIVATE}
             extra["comfywork"] = {"trail": True, "previews": True, "targets": record.targets}
             priority = "high" if record.number < 0 else self._settings.priority
@@ -330,6 +335,8 @@ class Front:
         if look.state == "completed":
             await self._delivery.completed(record, replay, look.job)
         else:
+            if (look.job.get("failure") or {}).get("kind") == "inputs":
+                self._sent.forget()
             self._delivery.ended(record, replay, look.job)
         return True
 

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .port import Port
+
+_KEPT = 600.0  # seconds; far less than any retention
 _LONGEST = 1024  # characters of a file's name
+
+
+class Sent:
+    """Files that the storage has already: the next prompt with the same picture does not send it again."""
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._keys: dict[tuple[Path, int, int], tuple[float, str]] = {}
+
+    async def key(self, path: Path) -> str:
+        looked = await asyncio.to_thread(path.stat)
+        mark = (path, looked.st_size, looked.st_mtime_ns)
+        now = time.monotonic()
+        self._keys = {known: value for known, value in self._keys.items() if now - value[0] < _KEPT}
+        if mark not in self._keys:
+            self._keys[mark] = (now, await self._port.put_input(path.name, path))
+        return self._keys[mark][1]
+
+    def forget(self) -> None:
+        """The storage has lost one."""
+        self._keys.clear()
 
 
 def files_of(prompt: Mapping[str, Any]) -> dict[str, Path]:

@@ -137,7 +137,7 @@ class Replay:
 
     def _at_node(self, node: str | None) -> None:
         self.node = node
-        self._at(self._client if node is not None else None)
+        self._at(node)
 
     def _note(self, kind: str, data: dict[str, Any], *, broadcast: bool = False) -> None:
         data = {**data, "timestamp": int(time.time() * 1000)}
