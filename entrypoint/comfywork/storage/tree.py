@@ -28,30 +28,15 @@ class Tree:
     @contextmanager
     def folder(self, path: str, *, make: bool = False) -> Iterator[int]:
         """A descriptor of the folder `path` below the root. FileNotFoundError when it is not there and not made."""
-        here = self._walked(path, make=make)
+        here = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            for part in filter(None, path.split("/")):
+                there = self._step(here, part, make=make)
+                os.close(here)
+                here = there
             yield here
         finally:
             os.close(here)
-
-    def _walked(self, path: str, *, make: bool) -> int:
-        for last in reversed(range(_TRIES if make else 1)):
-            here = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                for part in filter(None, path.split("/")):
-                    there = self._step(here, part, make=make)
-                    os.close(here)
-                    here = there
-            except FileNotFoundError:  # a folder that we stood in was empty, and taken away: from the root again
-                os.close(here)
-                if not last:
-                    raise
-            except OSError:
-                os.close(here)
-                raise
-            else:
-                return here
-        raise AssertionError
 
     def _step(self, here: int, part: str, *, make: bool) -> int:
         if part in (".", ".."):
