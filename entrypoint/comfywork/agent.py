@@ -25,10 +25,10 @@ import redis
 from comfywork import names
 from comfywork.comfy import Comfy
 from comfywork.errors import ComfyworkError, ConfigError
-from comfywork.execution import Cancelled, Execution, HandBack, JobFailed, StuckError, Wishes
+from comfywork.execution import Cancelled, Execution, HandBack, JobFailed, StuckError, Wishes, sweep
 from comfywork.jobs import ForeignJobError, Job, fetch
 from comfywork.lease import Foreign, Lease, LeaseLostError, Ledger, Sealed, UsurpedError, generation, texts
-from comfywork.link import connect, said
+from comfywork.link import connect, said, text
 from comfywork.modellists import Lister
 from comfywork.record import Record
 from comfywork.storage import MissingError, open_storage
@@ -105,6 +105,8 @@ class Agent:
         self._claim()
         self._persist(self._record.born)
         self._generation = self._persist(lambda: generation(self._redis))
+        held = text(self._persist(lambda: self._redis.hget(names.HELD, self.settings.worker_id)))
+        sweep((_folder("COMFYWORK_INPUT"), _folder("COMFYWORK_OUTPUT")), keep=held)
         lister = Lister(self.settings.server, self._redis, self.settings.worker_id)
         acts: tuple[Callable[[], None], ...] = (
             self._beat_on,
@@ -276,6 +278,7 @@ class Agent:
             self._commit(work, lambda lease: self._ledger.cancelled(lease.job, lease.token))
             return "cancelled"
         except HandBack as back:
+            self._gone = self._gone or back.ends
             return self._handed_back(work, back.why, counted=back.counted)
         self._record.facts["done"] += 1
         return "completed"

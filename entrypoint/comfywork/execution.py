@@ -7,19 +7,19 @@ import re
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from comfywork import workflow
 from comfywork.comfy import ComfyGoneError, FileGoneError, RejectedError
-from comfywork.errors import ComfyworkError
+from comfywork.errors import ComfyworkError, ConfigError
 from comfywork.jobs import OURS
-from comfywork.storage import MissingError, Place, StorageError, TooLargeError
+from comfywork.storage import MissingError, Place, StorageError, TooLargeError, output_name
 from comfywork.views import Failure, Output
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from comfywork.comfy import Comfy, Ended, File
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_STORAGE_PATIENCE = (
-    600.0  # seconds for which a storage that is down is asked again; the lease is kept meanwhile
-)
+# Seconds for which a storage is asked again that is down, or that somebody has to mend; the lease is kept meanwhile.
+_STORAGE_PATIENCE, _MENDING = 600.0, 30.0
 _STUBBORN = 60.0  # seconds that ComfyUI may take to notice an interrupt
 _HURRIED = 3.0  # the same for a worker whose time is over
 SUBMITTED = "comfywork_prompt"
-_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
+_JOB = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class JobFailed(Exception):  # noqa: N818 - an outcome
@@ -47,11 +46,11 @@ class JobFailed(Exception):  # noqa: N818 - an outcome
 
 
 class HandBack(Exception):  # noqa: N818 - an outcome
-    """Somebody else should do it."""
+    """Somebody else should do it. `ends`: what this worker ends with, since it would fail with every other job, too."""
 
-    def __init__(self, why: str, *, counted: bool) -> None:
+    def __init__(self, why: str, *, counted: bool, ends: ComfyworkError | None = None) -> None:
         super().__init__(why)
-        self.why, self.counted = why, counted
+        self.why, self.counted, self.ends = why, counted, ends
 
 
 class Cancelled(Exception):  # noqa: N818 - an outcome
@@ -96,7 +95,6 @@ class Execution:
     """For a job that wants to be shown as it runs."""
     input_folder: Path | None = None
     output_folder: Path | None = None
-    storage_patience: float = field(default=_STORAGE_PATIENCE)
 
     def run(self, lease: Lease, tenant: str, task: Task, timeout: float) -> tuple[Output, ...]:
         """Its outputs, staged under the lease's token. Raises JobFailed, HandBack, Cancelled or StuckError."""
@@ -113,6 +111,8 @@ class Execution:
                 return self._stored(lease, tenant, _wanted(self._generated(lease.job, task, end), task))
         except FileGoneError as error:
             raise JobFailed(Failure(kind="execution", message=str(error))) from None
+        except ConfigError as error:  # a name that no storage takes: this job's own
+            raise JobFailed(Failure(kind="invalid", message=str(error))) from None
         except ComfyGoneError as error:
             self._wished()
             raise HandBack(str(error), counted=True) from None
@@ -232,17 +232,17 @@ class Execution:
     # --- storing ---------------------------------------------------------------------------------
 
     def _stored(self, lease: Lease, tenant: str, files: tuple[File, ...]) -> tuple[Output, ...]:
-        outputs: dict[str, Output] = {}
+        outputs = []
         for file in files:
             self._wished()
-            name = _output(file)
-            if name in outputs:  # nodes 1:2 and 1_2
-                name = f"{len(outputs)}_{name}"
-            outputs[name] = self._patiently(
-                lambda file=file, name=name: self._one(lease, tenant, file, name)  # type: ignore[misc]
+            name = output_name(file.node, file.number, file.name)
+            outputs.append(
+                self._patiently(
+                    lambda file=file, name=name: self._one(lease, tenant, file, name)  # type: ignore[misc]
+                )
             )
         self._wished()
-        return tuple(outputs.values())
+        return tuple(outputs)
 
     def _one(self, lease: Lease, tenant: str, file: File, name: str) -> Output:
         place = Place(tenant=tenant, job=lease.job, token=lease.token, name=name)
@@ -275,28 +275,37 @@ class Execution:
 
     def _patiently(self, act: Callable[[], T]) -> T:
         """While the storage is down, again and again; the GPU waits, and the result is not lost."""
-        end, pause, told = time.monotonic() + self.storage_patience, 0.5, False
+        begin, pause, told = time.monotonic(), 0.5, False
         while True:
             try:
                 return act()
             except MissingError:
                 raise
             except StorageError as error:
-                if not error.retryable:
-                    raise JobFailed(Failure(kind="storage", message=str(error))) from None
+                patience = _STORAGE_PATIENCE if error.retryable else min(_MENDING, _STORAGE_PATIENCE)
                 if not told:
-                    self.say(f"{error}; it is tried again for {self.storage_patience:g} s")
+                    self.say(f"{error}; it is tried again for {patience:g} s")
                     told = True
                 self._wished()
-                if time.monotonic() + pause > end:
-                    raise HandBack(f"the storage does not answer: {error}", counted=True) from None
+                if time.monotonic() + pause - begin > patience:
+                    # A worker that can store nothing would fail one job after the other.
+                    raise HandBack(
+                        f"the storage does not answer: {error}",
+                        counted=True,
+                        ends=None if error.retryable else error,
+                    ) from None
                 self.wishes.give_up.wait(pause)
                 pause = min(2 * pause, 10.0)
 
 
-def _output(file: File) -> str:
-    suffix = _SUFFIX.fullmatch("." + file.name.rpartition(".")[2]) if "." in file.name else None
-    return f"{_plain(file.node)}_{file.number}{suffix[0].lower() if suffix else ''}"
+def sweep(folders: Iterable[Path | None], keep: str) -> None:
+    """Take away what jobs of this ComfyUI left in its folders when their agent was killed. `keep` is the job it holds."""
+    for folder in folders:
+        if folder is None or not folder.is_dir():
+            continue
+        for left in folder.iterdir():
+            if left.name != keep and _JOB.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 class _Pieces:

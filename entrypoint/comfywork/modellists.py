@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import zlib
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from comfywork import names
 from comfywork.link import text
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping
 
 log = logging.getLogger("comfywork")

@@ -183,7 +183,7 @@ redis.call('PEXPIRE', key, math.floor(ttl * 2000))
 if id == '' then return {1, 0, 0} end
 if redis.call('HGET', 'comfy:lease:' .. id, 'token') ~= token then return {1, 0, 0} end
 redis.call('ZADD', 'comfy:leases', now + lease_ttl, id)
-if meta ~= '' then redis.call('HSET', 'rq:job:' .. id, 'meta', meta) end
+if meta ~= '' and redis.call('HEXISTS', 'rq:job:' .. id, 'data') == 1 then redis.call('HSET', 'rq:job:' .. id, 'meta', meta) end
 return {1, 1, redis.call('HEXISTS', 'comfy:job:' .. id, 'cancel')}
 """
 

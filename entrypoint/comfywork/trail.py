@@ -27,8 +27,8 @@ KINDS = (
     "execution_error",
     "execution_interrupted",
 )
-_LATEST = ("progress",)
-"""Of these only the last within one flush is worth telling; progress_state is told by its changes."""
+STEPS = ("progress", "progress_state")
+"""Of steps that nothing comes between, the last is worth telling; of progress_state what it changes."""
 _NODE = ("value", "max", "state", "display_node_id", "parent_node_id", "real_node_id")
 LONGEST = 256 << 10  # bytes of one event
 _HISTORY = 4 << 20  # bytes of ComfyUI's own entry of a job
@@ -45,55 +45,64 @@ class Trail:
         self._redis, self._job, self._token, self._ttl = connection, job, token, int(ttl)
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        self._waiting: list[tuple[str, Mapping[str, Any]]] = []
-        self._latest: dict[str, Mapping[str, Any]] = {}
+        self._waiting: list[tuple[str, dict[str, Any]]] = []
         self._nodes: dict[str, dict[str, Any]] = {}
-        self._changed: dict[str, dict[str, Any]] = {}
 
     @property
     def fresh(self) -> bool:
-        return bool(self._waiting or self._latest or self._changed)
+        return bool(self._waiting)
 
     def hear(self, kind: str, data: Mapping[str, Any]) -> None:
         with self._lock:
-            if kind in KINDS:
-                self._waiting.append(
-                    (kind, {name: value for name, value in data.items() if name != "prompt_id"})
-                )
-            elif kind in _LATEST:
-                self._latest[kind] = {name: value for name, value in data.items() if name != "prompt_id"}
-            elif kind == "progress_state" and isinstance(data.get("nodes"), dict):
-                self._hear_nodes(data["nodes"])
+            if kind == "progress_state" and isinstance(data.get("nodes"), dict):
+                if changed := self._changed(data["nodes"]):
+                    self._steps_on("progress_state")["nodes"].update(changed)
+            elif kind == "progress":
+                self._steps_on("progress").update(_without_id(data))
+            elif kind in KINDS:
+                self._waiting.append((kind, _without_id(data)))
 
-    def _hear_nodes(self, nodes: Mapping[str, Any]) -> None:
-        for node, state in nodes.items():
-            if not isinstance(state, dict):
-                continue
-            told = {name: state[name] for name in _NODE if name in state}
-            if self._nodes.get(node) != told:
-                self._nodes[node] = self._changed[node] = told
+    def _changed(self, nodes: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            node: {name: state[name] for name in _NODE if name in state}
+            for node, state in nodes.items()
+            if isinstance(state, dict)
+        }
+        found = {node: state for node, state in found.items() if self._nodes.get(node) != state}
+        self._nodes.update(found)
+        return found
+
+    def _steps_on(self, kind: str) -> dict[str, Any]:
+        """Where the next step is noted: over the one before, unless something else happened in between."""
+        for known, data in reversed(self._waiting):
+            if known == kind:
+                noted: dict[str, Any] = data
+                return noted
+            if known not in STEPS:
+                break
+        begun: dict[str, Any] = {"nodes": {}} if kind == "progress_state" else {}
+        self._waiting.append((kind, begun))
+        return begun
 
     def ended(self, history: Mapping[str, Any]) -> None:
         """`history`: ComfyUI's own entry of the job."""
         kept = {"outputs": history.get("outputs") or {}, "meta": history.get("meta") or {}}
-        if len(json.dumps(kept)) <= _HISTORY:
-            with self._lock:
-                self._waiting.append(("history", kept))
+        with self._lock:
+            self._waiting.append(("history", kept))
 
     def flush(self) -> None:
         """Raises redis.RedisError, and then keeps what it has not told. `hear` never waits for it."""
         with self._sending:
             with self._lock:
-                self._waiting += self._latest.items()
-                if self._changed:
-                    self._waiting.append(("progress_state", {"nodes": self._changed}))
-                self._latest, self._changed = {}, {}
-                waiting = list(self._waiting)
+                waiting, self._waiting = self._waiting, []
             if not waiting:
                 return
-            self._send(waiting)
-            with self._lock:
-                del self._waiting[: len(waiting)]
+            try:
+                self._send(waiting)
+            except BaseException:
+                with self._lock:
+                    self._waiting = waiting + self._waiting
+                raise
 
     def _send(self, waiting: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         key = names.trail(self._job)
@@ -129,6 +138,10 @@ def read(connection: redis.Redis, job: str, after: str) -> tuple[list[dict[str, 
         except (KeyError, ValueError, zlib.error):
             continue
     return found, after
+
+
+def _without_id(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "prompt_id"}
 
 
 def _packed(raw: bytes) -> bytes:

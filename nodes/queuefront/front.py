@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import models as model_lists
+from .delivery import Delivery
 from .inputs import files_of
 from .models import Models
 from .outputs import Shelf
 from .port import ENDED, Port, PortError, RefusedError, UnreachableError
 from .queue import RemoteQueue
 from .records import Record, Records
-from .replay import Replay
-from .said import failed, lost
+from .said import lost
 from .settings import Settings, SettingsError
 from .web import middleware
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .port import Look
     from .queue import Item
+    from .replay import Replay
 
 LOG = logging.getLogger("queuefront")
 
@@ -49,14 +50,15 @@ class Front:
 
     def __init__(self, settings: Settings, server: Any, folders: Any) -> None:
         home = Path(folders.get_system_user_directory("queuefront"))
-        self._settings, self._server = settings, server
+        self._settings = settings
         self._records = Records(home / "prompts")
         self.models = Models(home / "models.json")
-        self._shelf = Shelf(
-            Path(folders.get_output_directory()), Path(folders.get_temp_directory()), self._records.save
-        )
         self.queue = RemoteQueue(server, self)
         self._port = Port(settings)
+        shelf = Shelf(
+            Path(folders.get_output_directory()), Path(folders.get_temp_directory()), self._records.save
+        )
+        self._delivery = Delivery(server, self.queue, self._port, shelf)
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._answers: dict[str, concurrent.futures.Future[None]] = {}
@@ -242,9 +244,9 @@ class Front:
         answer = self._answers.pop(record.id, None)
         if answer is None and self.queue.shows(record.id):
             # Nobody waits for an answer any more, so it fails where it is seen.
-            replay = self._replay(record)
+            replay = self._delivery.replay(record)
             said = lost(f"Not queued: {error}", error.hint)
-            self._end(record, replay, "error", lambda: replay.error(said))
+            self._delivery.failed(record, replay, said)
         self.queue.drop(record.id)
         if isinstance(error, UnreachableError):
             # Whether it arrived is not known. Nobody counts on it any more, so it is not to run.
@@ -285,17 +287,8 @@ class Front:
 
     # --- to its end ------------------------------------------------------------------------------
 
-    def _replay(self, record: Record) -> Replay:
-        def at(client: str | None) -> None:
-            # What ComfyUI tells a browser that connects again.
-            self._server.client_id = client
-            self._server.last_node_id = replay.node if client is not None else None
-
-        replay = Replay(record.id, record.client, self._server.send_sync, at)
-        return replay
-
     async def _follow(self, record: Record) -> None:
-        replay, cursor = self._replay(record), ""
+        replay, cursor = self._delivery.replay(record), ""
         hint = self._hints[record.id] = asyncio.Event()
         state, known, troubled = "pending", True, False
         try:
@@ -314,7 +307,9 @@ class Front:
                     troubled = True
                 except RefusedError as error:
                     if not (error.unknown and known and await self._again(record)):
-                        self._gone(record, replay, error)
+                        if self.queue.shows(record.id):
+                            why = f"the queue does not answer for this prompt any more: {error}"
+                            self._delivery.failed(record, replay, lost(why, error.hint))
                         return
                     known, cursor = False, ""
                 if not more:
@@ -333,9 +328,9 @@ class Front:
         if more or look.state not in ENDED:
             return False
         if look.state == "completed":
-            await self._completed(record, replay, look.job)
+            await self._delivery.completed(record, replay, look.job)
         else:
-            self._ended(record, replay, look.job)
+            self._delivery.ended(record, replay, look.job)
         return True
 
     async def _heard(self, hint: asyncio.Event, state: str, *, troubled: bool) -> None:
@@ -362,55 +357,6 @@ class Front:
         except PortError:
             return False
         return True
-
-    async def _completed(self, record: Record, replay: Replay, job: Mapping[str, Any]) -> None:
-        pause = _PAUSES[0]
-        while True:
-            try:
-                outputs = await self._shelf.collect(self._port, record, job, replay.history)
-                break
-            except UnreachableError as error:
-                LOG.warning("%s; the outputs of %s are fetched as soon as it answers", error, record.id)
-                await asyncio.sleep(pause)
-                pause = min(_PAUSES[1], 2 * pause)
-            except (OSError, RefusedError) as error:
-                reason = getattr(error, "strerror", None) or error
-                said = lost(f"its outputs are in the queue's storage, and cannot be put here: {reason}")
-                self._end(record, replay, "error", lambda said=said: replay.error(said))  # type: ignore[misc]
-                return
-        meta = dict((replay.history or {}).get("meta") or {})
-        result = {"outputs": outputs, "meta": {node: meta[node] for node in outputs if node in meta}}
-        self._end(record, replay, "success", lambda: replay.success(outputs, meta), result)
-
-    def _ended(self, record: Record, replay: Replay, job: Mapping[str, Any]) -> None:
-        kind, data = replay.end or ("", {})
-        if job.get("state") == "cancelled":
-            node = {"node_id": data.get("node_id") or replay.node, "node_type": data.get("node_type", "")}
-            said = {**node, "executed": data.get("executed", [])}
-            self._end(record, replay, "error", lambda: replay.interrupted(said))
-        else:
-            said = failed(job.get("failure") or {}, data if kind == "execution_error" else {}, record.prompt)
-            self._end(record, replay, "error", lambda: replay.error(said))
-
-    def _gone(self, record: Record, replay: Replay, error: PortError) -> None:
-        if self.queue.shows(record.id):
-            said = lost(f"the queue does not answer for this prompt any more: {error}", error.hint)
-            self._end(record, replay, "error", lambda: replay.error(said))
-
-    def _end(
-        self,
-        record: Record,
-        replay: Replay,
-        status: str,
-        say: Any,
-        result: dict[str, Any] | None = None,
-    ) -> None:
-        """The order of ComfyUI's own executor: the last event, the history, and that nothing runs."""
-        self.queue.begin(record.id)
-        say()
-        self.queue.end(record.id, result or {"outputs": {}, "meta": {}}, status, replay.messages)
-        replay.over()
-        LOG.info("%s: %s", record.id, replay.messages[-1][0] if replay.messages else status)
 
 
 def begin(environ: Mapping[str, str]) -> None:

@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import threading
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 LOG = logging.getLogger("queuefront")
 
@@ -22,10 +23,8 @@ class Models:
         self._file = file
         self._lock = threading.Lock()
         self._folders: dict[str, tuple[str, ...]] = {}
-        try:
+        with suppress(OSError, ValueError, AttributeError, TypeError):  # there is none at the first start
             self._set(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError, TypeError):
-            pass  # the first start
 
     def _set(self, folders: Mapping[str, list[str]]) -> None:
         found = {str(folder): tuple(map(str, files)) for folder, files in folders.items()}

@@ -169,7 +169,7 @@ def _same(path: Path, stored: Mapping[str, Any]) -> bool:
                 digest.update(piece)
     except OSError:
         return False
-    return digest.hexdigest() == stored["sha256"]
+    return bool(digest.hexdigest() == stored["sha256"])
 
 
 def _file(stored: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ class RemoteQueue(execution.PromptQueue):  # type: ignore[misc]
     def wipe_queue(self) -> None:
         with self.mutex:
             gone = [item[1] for item in self.queue]
-            self.queue = []
+            self.queue: list[Item] = []
             self.server.queue_updated()
         self._jobs.cancel(gone, shown=False)
 

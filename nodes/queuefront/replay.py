@@ -42,28 +42,38 @@ class Replay:
             return
         if token > self._token:
             self._begin_again(token)
+        hear = {
+            "execution_start": self._execution_start,
+            "execution_cached": self._execution_cached,
+            "executing": self._executing,
+            "progress_state": self._progress_state,
+            "progress": self._progress,
+            "executed": self._executed_there,
+            "history": self._history,
+        }.get(kind)
         data = {**data, "prompt_id": self._job}
-        match kind:
-            case "execution_start":
-                self.start()
-            case "execution_cached":
-                self.start()
-                self._note(kind, {"nodes": data.get("nodes") or [], "prompt_id": self._job})
-            case "executing":
-                self._executing(data)
-            case "progress_state":
-                self._progress_state(data)
-            case "progress":
-                self._say(kind, data)
-            case "executed":
-                if not names_files(data.get("output")):
-                    self._said_executed(data)
-            case "history":
-                self.history = data
-            case _ if kind in _ENDS:
-                self.end = (kind, data)
-            case _:
-                pass  # a newer worker says more than a browser has to know
+        if kind in _ENDS:
+            self.end = (kind, data)
+        elif hear is not None:  # a newer worker says more than a browser has to know
+            hear(data)
+
+    def _execution_start(self, _data: dict[str, Any]) -> None:
+        self.start()
+
+    def _execution_cached(self, data: dict[str, Any]) -> None:
+        self.start()
+        self._note("execution_cached", {"nodes": data.get("nodes") or [], "prompt_id": self._job})
+
+    def _progress(self, data: dict[str, Any]) -> None:
+        self._say("progress", data)
+
+    def _executed_there(self, data: dict[str, Any]) -> None:
+        """With files it is told when they are here."""
+        if not names_files(data.get("output")):
+            self._said_executed(data)
+
+    def _history(self, data: dict[str, Any]) -> None:
+        self.history = data
 
     def _begin_again(self, token: int) -> None:
         self._token = token
@@ -89,7 +99,7 @@ class Replay:
             for node, state in changed.items():
                 if isinstance(state, dict):
                     self._nodes[node] = {**state, "node_id": node, "prompt_id": self._job}
-            self._say("progress_state", {"prompt_id": self._job, "nodes": self._nodes})
+            self._say("progress_state", {"prompt_id": self._job, "nodes": dict(self._nodes)})
 
     # --- its end ---------------------------------------------------------------------------------
 

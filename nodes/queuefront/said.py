@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_NUMBERED = re.compile(r"#([^'\s]+)'")  # Node ID '#3', for a node that it does not have
 _MEANT: Mapping[str, tuple[str, str]] = {
     "invalid": (
         "The worker's ComfyUI refuses this graph, which this one accepts",
@@ -16,8 +18,7 @@ _MEANT: Mapping[str, tuple[str, str]] = {
     "execution": ("The job failed on its worker", ""),
     "memory": (
         "The worker ran out of GPU memory",
-        "It was tried twice, the second time with every model unloaded. A smaller picture or batch, or a smaller "
-        "model may fit.",
+        "It was tried twice, the second time with every model unloaded; a smaller picture, batch or model may fit.",
     ),
     "timeout": ("The job ran longer than it may", "WORKER_JOB_TIMEOUT is the limit."),
     "comfyui": ("ComfyUI ended on every worker that tried this job", ""),
@@ -71,7 +72,9 @@ def _refused_node(failure: Mapping[str, Any], prompt: Mapping[str, Any]) -> str 
     """The first node of ComfyUI's own answer that this graph has."""
     try:
         found = json.loads(str(failure.get("details") or ""))
-        named = [*(found.get("node_errors") or {}), (found["error"].get("extra_info") or {}).get("node_id")]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        error = found.get("error") or {}
+        named = [*(found.get("node_errors") or {}), (error.get("extra_info") or {}).get("node_id")]
+        named += _NUMBERED.findall(str(error.get("details") or ""))
+    except (ValueError, TypeError, AttributeError):
         return None
     return next((str(node) for node in named if node is not None and str(node) in prompt), None)

@@ -46,8 +46,8 @@ async def _interrupt(front: Front, request: web.Request) -> web.Response:
 async def _queued(front: Front, answer: web.StreamResponse) -> web.StreamResponse:
     """ComfyUI has validated the prompt; the answer waits until the queue has it."""
     body = getattr(answer, "body", None)
-    job = json.loads(body).get("prompt_id") if isinstance(body, bytes) else None
-    waiting = front.answer(job) if isinstance(job, str) else None
+    job = str(json.loads(body).get("prompt_id")) if isinstance(body, bytes) else ""
+    waiting = front.answer(job)
     if waiting is None:
         return answer
     answered = asyncio.wrap_future(waiting)

@@ -67,6 +67,7 @@ class PodMachine:
     def boot(self) -> None:
         self._settings()
         argv = ["run", "--detach", "--name", self.name, "--hostname", "podmachine", "--privileged"]
+        argv += ["--network", "none"]  # its own Podman makes one, of the same addresses as this one's
         # Not --systemd=always: on cgroups v1, Podman then gives it the host's tree of groups.
         argv += ["--systemd=false", "--stop-signal", _SIGRTMIN_3, "--cgroupns=private", *self.podman.limits]
         argv += ["--tmpfs", "/run", "--tmpfs", "/tmp", "--env", "container=podman"]

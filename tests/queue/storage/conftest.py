@@ -97,9 +97,7 @@ def again(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[
         case "volume":
             for name in ("out", "in"):
                 (tmp_path / name).mkdir()
-            yield lambda: VolumeStorage(
-                tmp_path / "out", tmp_path / "in", max_output=LIMIT, max_input=LIMIT
-            )
+            yield lambda: VolumeStorage(tmp_path / "out", tmp_path / "in", max_output=LIMIT, max_input=LIMIT)
         case "queue":
             client = request.getfixturevalue("redis_client")
             client.flushall()

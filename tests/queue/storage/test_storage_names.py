@@ -14,10 +14,30 @@ from comfywork.errors import ConfigError
 from comfywork.storage import Place, disposition, media, names, output_name
 
 # Text that looks like keys more often than chance would have it.
-PIECES = ["..", ".", "/", "\\", "\0", "acme", "inputs", ".staging", "9_0.png", "A", "%2e", "﹒", "-", "_", "\n", "é", " "]
+PIECES = [
+    "..",
+    ".",
+    "/",
+    "\\",
+    "\0",
+    "acme",
+    "inputs",
+    ".staging",
+    "9_0.png",
+    "A",
+    "%2e",
+    "﹒",
+    "-",
+    "_",
+    "\n",
+    "é",
+    " ",
+]
 HOSTILE = st.one_of(
     st.text(max_size=80),
-    st.lists(st.sampled_from([*PIECES, str(uuid.UUID(int=7)), "0123456789abcdef-x.png"]), max_size=9).map("".join),
+    st.lists(st.sampled_from([*PIECES, str(uuid.UUID(int=7)), "0123456789abcdef-x.png"]), max_size=9).map(
+        "".join
+    ),
     st.lists(st.sampled_from([*PIECES, str(uuid.UUID(int=7))]), max_size=5).map("/".join),
 )
 
@@ -46,7 +66,9 @@ def test_a_place_is_in_its_own_folder_or_refused(tenant: str, job: str, token: i
     assert place.staged == f".staging/{tenant}/{job}/{token}/{name}"
 
 
-@pytest.mark.parametrize("job", ["inputs", "A" * 36, str(uuid.UUID(int=0xABC)).upper(), f"{{{uuid.UUID(int=1)}}}", "1" * 32])
+@pytest.mark.parametrize(
+    "job", ["inputs", "A" * 36, str(uuid.UUID(int=0xABC)).upper(), f"{{{uuid.UUID(int=1)}}}", "1" * 32]
+)
 def test_a_job_has_one_spelling(job: str) -> None:
     with pytest.raises(ConfigError):
         Place(tenant="acme", job=job, token=1, name="9_0.png")
@@ -57,7 +79,13 @@ def test_every_node_has_an_output_name(node: str, number: int, filename: str) ->
     assert names.check_output(output_name(node, number, filename)) == output_name(node, number, filename)
 
 
-@given(st.lists(st.one_of(st.text(max_size=6), HOSTILE, st.from_regex(r"[a-zA-Z0-9:-]{1,5}")), unique=True, max_size=20))
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=6), HOSTILE, st.from_regex(r"[a-zA-Z0-9:-]{1,5}")),
+        unique=True,
+        max_size=20,
+    )
+)
 def test_no_two_nodes_share_one(nodes: list[str]) -> None:
     assert len({output_name(node, 0, "x.png") for node in nodes}) == len(nodes)
 
@@ -89,7 +117,13 @@ def test_an_input_gets_a_name_or_is_refused(name: str) -> None:
 @given(st.binary(max_size=100), HOSTILE)
 def test_nothing_that_a_browser_runs_is_shown_in_place(head: bytes, name: str) -> None:
     found = media.decide(head, name)
-    assert found not in ("text/html", "image/svg+xml", "application/xhtml+xml", "text/xml", "application/javascript")
+    assert found not in (
+        "text/html",
+        "image/svg+xml",
+        "application/xhtml+xml",
+        "text/xml",
+        "application/javascript",
+    )
     assert not media.inline(found) or media.sniff(head) == found
 
 

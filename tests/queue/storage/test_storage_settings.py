@@ -44,7 +44,17 @@ def test_every_mistake_at_once() -> None:
         {"STORAGE": "volum", "STORAGE_MAX_OUTPUT": "big", "OUTPUTS_PATH": "here", "INPUTS_PATH": "/a/../b", "RETENTION": "5s",
          "RETENTION__X": "7d", "S3_BUKET": "x", "STORAGE_MAX_INPUT": "0"}
     )  # fmt: skip
-    for sign in ("STORAGE=volum", "'volume'", "big", "OUTPUTS_PATH", "INPUTS_PATH", "RETENTION=5s", "RETENTION__X", "S3_BUCKET", "let nothing in"):
+    for sign in (
+        "STORAGE=volum",
+        "'volume'",
+        "big",
+        "OUTPUTS_PATH",
+        "INPUTS_PATH",
+        "RETENTION=5s",
+        "RETENTION__X",
+        "S3_BUCKET",
+        "let nothing in",
+    ):
         assert sign in text, sign
 
 
@@ -80,11 +90,19 @@ def test_secrets_out_of_files_and_in_no_representation(tmp_path: Path) -> None:
     assert PASSWORD not in repr(found)
     for text in ("", "one\ntwo"):
         secret.write_text(text)
-        assert "S3_SECRET_KEY_FILE" in mistakes({**S3, "S3_ACCESS_KEY": "a", "S3_SECRET_KEY_FILE": str(secret)})
+        assert "S3_SECRET_KEY_FILE" in mistakes(
+            {**S3, "S3_ACCESS_KEY": "a", "S3_SECRET_KEY_FILE": str(secret)}
+        )
 
 
 def test_variables_of_kubernetes_are_left_alone() -> None:
-    read({"S3_SERVICE_HOST": "10.0.0.1", "S3_PORT": "tcp://10.0.0.1:80", "STORAGE_PORT_80_TCP_ADDR": "10.0.0.1"})
+    read(
+        {
+            "S3_SERVICE_HOST": "10.0.0.1",
+            "S3_PORT": "tcp://10.0.0.1:80",
+            "STORAGE_PORT_80_TCP_ADDR": "10.0.0.1",
+        }
+    )
 
 
 def test_an_environment_opens_a_storage(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ class Wire:
         seen = 0
         with contextlib.suppress(OSError):
             while piece := client.recv(1 << 16):
-                while self.stalled:
-                    threading.Event().wait(0.05)
+                while self.stalled and self._listener:
+                    time.sleep(0.05)
                 if re.match(rb"(GET|PUT|POST|HEAD|DELETE) ", piece) and self._strikes("slow_down"):
                     client.sendall(
                         b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nConnection: close\r\n"
