@@ -450,7 +450,6 @@ class Broker:
                 pipe.multi()
                 pipe.lrem(f"rq:queue:{old}", 0, job_id)
                 pipe.rpush(f"rq:queue:{new}", job_id)
-                pipe.sadd("rq:queues", f"rq:queue:{new}")
                 pipe.hset(Job.key_for(job_id), "origin", new)
                 pipe.hset(names.job(job_id), "priority", priority)
                 wake(pipe, new)

@@ -498,6 +498,7 @@ def ring(pipe: Pipeline) -> None:
 def wake(pipe: Pipeline, queue_name: str) -> None:
     """Somebody should look at this queue."""
     pipe.sadd(names.WAITING, queue_name)
+    pipe.sadd("rq:queues", f"rq:queue:{queue_name}")  # what RQ's dashboard lists
     ring(pipe)
 
 
