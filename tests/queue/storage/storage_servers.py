@@ -143,6 +143,8 @@ def redis_server(folder: Path, *options: str) -> Iterator[redis.Redis]:
 
 @contextlib.contextmanager
 def _process(argv: list[str], log: object, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    # They end with this process, also when it is killed.
+    argv = [*(("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()), *argv]
     process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder)  # type: ignore[call-overload]
     try:
         yield process
