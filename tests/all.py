@@ -1,4 +1,4 @@
-"""What `make test` runs: three pytest processes at once, since two of them wait for an engine more than they compute.
+"""What `make test` runs: four pytest processes at once, since three of them wait for an engine or a server more than they compute.
 
 Not pytest-xdist with --dist loadgroup: 3.8 does not group under pytest 9.2, and the tests of a folder share one
 image, one server, one build cache. Each process writes its log to test-results/; what it ended with is shown when it
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 LOGS = ROOT / "test-results"
 PARTS = {
     "unit": ["--numprocesses=2", "tests/unit", "tests/dgls", "tests/gpu"],
+    "queue": ["--numprocesses=2", "tests/queue"],
     "image": ["tests/image"],
     "engine": ["tests/e2e"],
 }
@@ -29,7 +30,7 @@ ELSEWHERE = (
     ("builds without cache, updates of a running server, compose, pulls, several machines", "make test-slow"),
     ("images of gb10, h100, ada", "imgbuild build --all, then imgbuild test --all"),
     ("kernels compiled whole", "imgbuild wheels build --all"),
-    ("Podman", "imgbuild test --target cpu --engine podman"),
+    ("Podman", "imgbuild test --target cpu --engine podman; deployed, and as a service: make test-slow"),
     ("speed and size", "bench/"),
 )
 _TELL_EVERY = 60.0  # seconds
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
     LOGS.mkdir(exist_ok=True)
     begun = said = time.monotonic()
     running = {}
-    keys = {part: None if part == "unit" or arguments else key_of(part) for part in PARTS}
+    keys = {part: None if part in ("unit", "queue") or arguments else key_of(part) for part in PARTS}
     for part, folders in PARTS.items():
         if (key := keys[part]) and (proven := recall(key)) and not os.environ.get("IMGBUILD_AGAIN"):
             print(

@@ -390,6 +390,8 @@ def load_matrix(images: Path) -> Matrix:
             continue
         if path.stem != name:
             problems.append(file.problem(("name",), f"is {name!r}, so the file must be called {name}.yaml"))
+        if name in ("workers", "base"):
+            problems.append(file.problem(("name",), f"{name!r} is taken: a file of compose/ is called so"))
         if name == "default":
             problems.append(
                 file.problem(

@@ -8,6 +8,7 @@ from imgbuild.cimatrix import NO_JOBS
 from imgbuild.deploy.compose import FOLDER as COMPOSE
 from imgbuild.deploy.compose import compose_files, leftovers
 from imgbuild.deploy.deployment import deploy
+from imgbuild.deploy.queue import standard_plan, worker_files
 from imgbuild.errors import ConfigError
 from imgbuild.matrix import Common, Matrix, Target
 from imgbuild.render import BUILDKIT, Files, Renderer, bake_file, pretty
@@ -45,12 +46,15 @@ def target_files(plans: Sequence[Plan], renderer: Renderer) -> Files:
 
 
 def compose_projection(plans: Sequence[Plan], renderer: Renderer) -> Files:
-    """compose/: what all targets share, and a file a target."""
+    """compose/: what all targets share, a file a target, and the queue with its workers."""
     files: Files = {}
     for plan in plans:
         made = compose_files(
             renderer, deploy(plan), title=f"ComfyUI for {plan.title}", again="imgbuild render", folder=COMPOSE
         )
+        files.update({f"{COMPOSE}/{name}": text for name, text in made.items()})
+    if standard := standard_plan(plans):
+        made = worker_files(renderer, standard, again="imgbuild render", folder=COMPOSE)
         files.update({f"{COMPOSE}/{name}": text for name, text in made.items()})
     return files
 

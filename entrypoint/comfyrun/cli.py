@@ -43,7 +43,7 @@ usage: comfyrun [serve] [--print [--json]] [ARGS ...]   start ComfyUI; ARGS are 
        comfyrun nodes install|list|remove|sync ...      custom nodes and their packages, on the data volume
        comfyrun shell [COMMAND ...]                     a shell, or a command, in ComfyUI's environment
        comfyrun submit|status|cancel|jobs ...           jobs of the queue; each has its own --help
-       comfyrun workers|queue|api|models ...            who works, what waits; the HTTP API; lists of models
+       comfyrun workers|queue|api|dashboard|models ...  who works, what waits; over HTTP; RQ's dashboard; models
        comfyrun --version | --help
 
 variables, which may also stand in /data/comfyrun.env as lines NAME=value:
@@ -54,7 +54,7 @@ exit codes: 2 wrong configuration, 69 not possible here (directory, port), 75 no
 """
 
 VERBS = ("serve", "worker", "front", "check", "health", "nodes", "shell")
-HANDED = ("submit", "status", "cancel", "jobs", "workers", "queue", "api", "models")
+HANDED = ("submit", "status", "cancel", "jobs", "workers", "queue", "api", "dashboard", "models")
 """What comfywork does, with the libraries of /opt/work."""
 
 # Where to look after a start that was refused.
@@ -112,16 +112,16 @@ def _run(
         print(usage(layout), end="")
         return 0
     if verb == "check" and "--queue" in arguments:
-        return _hand_over("check", [a for a in arguments if a != "--queue"], environ, layout)
+        return _hand_over("queue", ["check", *(a for a in arguments if a != "--queue")], environ, layout)
     if verb in HANDED:
         return _hand_over(verb, arguments, environ, layout)
-    if verb in ("serve", "worker", "front", "check"):
-        starts = {"serve": _serve, "worker": _worker, "front": _front, "check": _check}
+    starts = {"serve": _serve, "worker": _worker, "front": _front, "check": _check}
+    if verb in starts:
         return starts[verb](arguments, environ, layout, system)
     if verb in ("nodes", "shell"):
         return {"nodes": _nodes, "shell": _shell}[verb](arguments, environ, layout)
     if verb == "health":
-        return _health(arguments, layout)
+        return _health(arguments, environ, layout)
     known = (*VERBS, *HANDED)
     raise ConfigError(
         f"comfyrun has no command {verb!r}{nearest(verb, known)}: it has {', '.join(known)}. "
@@ -161,15 +161,22 @@ def _front(arguments: list[str], environ: Mapping[str, str], layout: Layout, sys
 def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
     import socket  # noqa: PLC0415
 
-    from comfyrun import redact, report, scratch, worker  # noqa: PLC0415
+    from comfyrun import fleet, redact, report, scratch, worker  # noqa: PLC0415
     from comfyrun.preflight import run  # noqa: PLC0415
     from comfyrun.preflight import system as real  # noqa: PLC0415
 
     wanted = {name for name in ("--print", "--json") if name in arguments}
-    _refuse_without_work(layout, "worker")
-    machine = observe(environ)
-    settings = worker.read(_with_file(environ), socket.gethostname())
+    worker.refuse_without_work(layout, "worker")
+    machine, known = observe(environ), _with_file(environ)
+    settings = worker.read(known, socket.gethostname())
     given = [a for a in arguments if a not in wanted]
+    shares = fleet.shares(settings, given, environ, layout, system or real.this_machine())
+    if len(shares) > 1 and not wanted:
+        _Form.json = known.get("COMFY_LOG", "").lower() == "json"
+        return fleet.start(shares, settings, given, environ, known, "json" if _Form.json else "text", _say)
+    environ = {**environ, **shares[0].environment}
+    if shares[0].environment and not wanted:
+        _say(f"its GPU memory is bounded by {shares[0].words}")
     plan = _planner(layout, environ, given, machine, worker.role(settings))
     depth = run.PREVIEW if wanted else run.SERVE
     launch, found = run.preflight(plan, system or real.this_machine(), layout, machine, depth)
@@ -186,16 +193,10 @@ def _worker(arguments: list[str], environ: Mapping[str, str], layout: Layout, sy
 
 
 def _hand_over(verb: str, arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
-    _refuse_without_work(layout, verb)
+    from comfyrun import worker  # noqa: PLC0415
+
+    worker.refuse_without_work(layout, verb)
     return _execute([*layout.work_command, verb, *arguments], _with_file(environ))
-
-
-def _refuse_without_work(layout: Layout, verb: str) -> None:
-    if not layout.work_python.exists() or not layout.work.exists():
-        raise MachineError(
-            f"comfyrun {verb} needs {layout.work_python.parent.parent}, and this image has none: it was built before "
-            "there were workers, or without them (`work` in images/comfyui.yaml); take a newer image"
-        )
 
 
 def _with_file(environ: Mapping[str, str]) -> dict[str, str]:
@@ -208,13 +209,17 @@ def _with_file(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check(arguments: list[str], environ: Mapping[str, str], layout: Layout, system: System | None) -> int:
-    from comfyrun import redact  # noqa: PLC0415
+    from comfyrun import fleet, redact, worker  # noqa: PLC0415
     from comfyrun.preflight import report, run  # noqa: PLC0415
     from comfyrun.preflight import system as real  # noqa: PLC0415
 
     machine = observe(environ)
-    plan = _planner(layout, environ, [a for a in arguments if a != "--json"], machine)
+    given = [a for a in arguments if a != "--json"]
+    plan = _planner(layout, environ, given, machine)
     launch, found = run.preflight(plan, system or real.this_machine(), layout, machine, run.CHECK)
+    if environ.get("NUM_WORKERS") or environ.get("WORKER_GPU_MEMORY_LIMIT"):
+        shares = fleet.shares(worker.read(environ, ""), given, environ, layout, system or real.this_machine())
+        found = dataclasses.replace(found, findings=(*found.findings, *worker.findings(shares)))
     hide = redact.of(launch.environment)
     print(
         report.as_json(found, hide) if "--json" in arguments else hide.text(report.as_text(found)), flush=True
@@ -260,15 +265,18 @@ def _start(
     )
 
 
-def _health(arguments: list[str], layout: Layout) -> int:
+def _health(arguments: list[str], environ: Mapping[str, str], layout: Layout) -> int:
     from comfyrun import health  # noqa: PLC0415
+
+    workers = environ.get("NUM_WORKERS", "")
+    count = int(workers) if workers.isdecimal() else 1
 
     strange = [a for a in arguments if a not in ("--ready", "--json")]
     if strange:
         raise ConfigError(f"comfyrun health knows only --ready and --json, not {strange[0]}")
     as_json = "--json" in arguments
     try:
-        found = health.check(layout, ready="--ready" in arguments)
+        found = health.check(layout, ready="--ready" in arguments, count=count)
     except health.UnhealthyError as error:
         if not as_json:
             raise

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from comfyrun.logs import Log
 
-NAME = "worker"
-"""Before each of its lines, and as their source in JSON."""
-
 HOPELESS = (2, 77)
 """Exit codes that say that the next try will end alike: wrong configuration, refused."""
 _TRIES = 3
@@ -50,6 +47,12 @@ class Companion:
     """Seconds for ComfyUI after that."""
     hand_back: float = 5.0
     """Seconds for handing its job back, when ComfyUI is gone."""
+    name: str = "worker"
+    """Before each of its lines, and as their source in JSON."""
+    what: str = "the worker's agent"
+    goes_on: str = "ComfyUI goes on"
+    """While it is away."""
+    hopeless: tuple[int, ...] = HOPELESS
 
 
 class Keeper:
@@ -103,11 +106,11 @@ class Keeper:
             lived = time.monotonic() - begin
             if code is None or self._stopping.is_set():
                 return
-            hopeless = hopeless + 1 if code in HOPELESS and lived < _QUICK else 0
+            hopeless = hopeless + 1 if code in self._companion.hopeless and lived < _QUICK else 0
             if hopeless == _TRIES:
                 self._log.say(
-                    f"the worker's agent ended {_TRIES} times with exit code {code}, and only a change of its "
-                    "settings can help: ending the container",
+                    f"{self._companion.what} ended {_TRIES} times with exit code {code}, and only a change of "
+                    "its settings can help: ending the container",
                     "error",
                     exit_code=code,
                 )
@@ -116,8 +119,8 @@ class Keeper:
                 return
             pause = _FIRST if lived >= _HEALTHY else pause
             self._log.say(
-                f"the worker's agent {described(code)} after {lived:.0f} s; ComfyUI goes on, and it is started "
-                f"again in {pause:.0f} s",
+                f"{self._companion.what} {described(code)} after {lived:.0f} s; {self._companion.goes_on}, and it "
+                f"is started again in {pause:.0f} s",
                 "warning",
                 exit_code=code,
             )
@@ -160,7 +163,7 @@ class Keeper:
         return code
 
     def _relay(self, pipe: IO[bytes], stream: str) -> None:
-        lines = Lines(lambda text: self._log.relayed(NAME, text, stream))
+        lines = Lines(lambda text: self._log.relayed(self._companion.name, text, stream))
         with pipe:
             while data := pipe.read(_CHUNK):
                 lines.feed(data)

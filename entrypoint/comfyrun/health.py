@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,9 +83,23 @@ def unhealthy_as_json(error: ComfyrunError) -> str:
     return json.dumps({"schema": 1, "healthy": False, "reason": "; ".join(error.messages)})
 
 
-def check(layout: Layout, *, ready: bool, proc: Path = Path("/proc")) -> Health:
-    """Raises UnhealthyError, after `TIMEOUT` seconds at the latest."""
-    process = find(layout, proc)
+def check(layout: Layout, *, ready: bool, proc: Path = Path("/proc"), count: int = 1) -> Health:
+    """Of all servers here, of which there should be `count`. Raises UnhealthyError."""
+    found = find(layout, proc)
+    if len(found) < count:
+        raise UnhealthyError(f"{len(found)} of {count} ComfyUIs run in this container")
+    every = [_check(process, layout, ready=ready, proc=proc) for process in found]
+    if len(every) == 1:
+        return every[0]
+    return replace(
+        every[0],
+        worker=", ".join(h.worker for h in every if h.worker) or None,
+        queue=None if every[0].queue is None else sum(h.queue or 0 for h in every),
+    )
+
+
+def _check(process: Process, layout: Layout, *, ready: bool, proc: Path) -> Health:
+    """After `TIMEOUT` seconds at the latest."""
     told = state.read(proc, process.parent) or {}
     for key, words in (("broken", "can do no more jobs"), ("stopping", "is being stopped")):
         if told.get(key) and (ready or key == "broken"):
@@ -131,12 +145,18 @@ def _agent(told: Mapping[str, object]) -> str:
     return f"{state or 'runs'}{f' with {job}' if job else ''}"
 
 
-def find(layout: Layout, proc: Path) -> Process:
-    """The running server. Raises UnhealthyError when there is none."""
-    for process, argv in _command_lines(proc):
-        if str(layout.main) in argv[:4]:  # the interpreter, its options, and QEMU when emulated
-            return Process(pid=int(process.name), parent=_parent(process), argv=tuple(argv))
-    raise UnhealthyError("ComfyUI is not running in this container")
+def find(layout: Layout, proc: Path) -> list[Process]:
+    """The running servers. Raises UnhealthyError when there is none."""
+    found = [
+        Process(pid=int(process.name), parent=_parent(process), argv=tuple(argv))
+        for process, argv in _command_lines(proc)
+        if str(layout.main) in argv[:4]  # the interpreter, its options, and QEMU when emulated
+    ]
+    if not found:
+        raise UnhealthyError("ComfyUI is not running in this container")
+    # A node may start a Python of its own with the same words: only who has a comfyrun above it counts, if any has.
+    ours = [process for process in found if state.read(proc, process.parent) is not None]
+    return ours or found[:1]
 
 
 def wanted_device(argv: tuple[str, ...], layout: Layout) -> str | None:

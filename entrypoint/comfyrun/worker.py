@@ -11,20 +11,25 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from comfyrun import options, scratch
+from comfyrun import options, scratch, sharing
 from comfyrun.companion import Companion
-from comfyrun.errors import ConfigError
+from comfyrun.errors import ConfigError, MachineError
+from comfyrun.preflight.finding import Finding, info
 from comfyrun.redact import HIDDEN, is_secret
 from comfyrun.role import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from comfyrun.launch import Launch
     from comfyrun.layout import Layout
+    from comfyrun.sharing import Share
 
 # What the queue's settings begin with: none of it is ComfyUI's business, whose nodes run anybody's code.
-QUEUES = ("REDIS_", "S3_", "QUEUE_", "WORKER_", "STORAGE", "RETENTION", "COMFYWORK_", "API_")
+QUEUES = (
+    *("REDIS_", "S3_", "QUEUE_", "WORKER_", "STORAGE", "RETENTION", "COMFYWORK_", "API_"),
+    *("METRICS_", "TOKENS_", "DASHBOARD_"),
+)
 
 _COMFYUI = 3.0  # seconds of a stop that stay for ComfyUI, with no job in it
 _LEAST_DRAIN = 1.0
@@ -43,6 +48,10 @@ class Worker:
     """Seconds of silence after which the agent counts as dead."""
     drain: float | None = None
     """Seconds for a job that runs, after SIGTERM; None: what the stop of the container leaves."""
+    count: int = 1
+    """ComfyUIs in this container."""
+    limit: str = ""
+    """Of GPU memory, as somebody wrote it."""
 
 
 def read(environ: Mapping[str, str], host: str) -> Worker:
@@ -59,6 +68,15 @@ def read(environ: Mapping[str, str], host: str) -> Worker:
             seconds[variable] = _seconds(environ.get(variable, ""))
         except ValueError as error:
             mistakes.append(f"{variable}: {error}")
+    count, limit = 1, environ.get("WORKER_GPU_MEMORY_LIMIT", "")
+    try:
+        count = sharing.count(environ.get("NUM_WORKERS", ""))
+    except ValueError as error:
+        mistakes.append(f"NUM_WORKERS: {error}")
+    try:
+        sharing.limit(limit, None)
+    except ValueError as error:
+        mistakes.append(f"WORKER_GPU_MEMORY_LIMIT: {error}")
     if mistakes:
         raise ConfigError(*mistakes)
     heartbeat = seconds["WORKER_HEARTBEAT_TIMEOUT"]
@@ -66,6 +84,8 @@ def read(environ: Mapping[str, str], host: str) -> Worker:
         id=name,
         heartbeat=_HEARTBEAT if heartbeat is None else heartbeat,
         drain=seconds["WORKER_DRAIN_TIMEOUT"],
+        count=count,
+        limit=limit,
     )
 
 
@@ -78,8 +98,22 @@ def _seconds(text: str) -> float | None:
     return float(found[1]) * _UNITS[found[2].lower()]
 
 
+def refuse_without_work(layout: Layout, verb: str) -> None:
+    if not layout.work_python.exists() or not layout.work.exists():
+        raise MachineError(
+            f"comfyrun {verb} needs {layout.work_python.parent.parent}, and this image has none: it was built before "
+            "there were workers, or without them (`work` in images/comfyui.yaml); take a newer image"
+        )
+
+
 def role(worker: Worker) -> Role:
     return Role(name="worker", listen="127.0.0.1", worker=worker.id)
+
+
+def timing(stop: float, worker: Worker) -> tuple[float, float]:
+    """Of a stop: seconds for the job that runs, and then for ComfyUI."""
+    drain = max(stop - _COMFYUI - 1, _LEAST_DRAIN) if worker.drain is None else worker.drain
+    return drain, min(_COMFYUI, stop)
 
 
 def companion(launch: Launch, worker: Worker, layout: Layout) -> Companion:
@@ -87,8 +121,7 @@ def companion(launch: Launch, worker: Worker, layout: Layout) -> Companion:
     folder = scratch.place(launch.cache, worker.id)
     scheme, host = ("https" if launch.tls else "http"), launch.listen[0]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    stop = float(launch.settings.stop_timeout)
-    drain = max(stop - _COMFYUI - 1, _LEAST_DRAIN) if worker.drain is None else worker.drain
+    drain, comfyui = timing(float(launch.settings.stop_timeout), worker)
     ours = {
         "WORKER_ID": worker.id,
         "WORKER_DRAIN_TIMEOUT": f"{drain:g}",
@@ -102,7 +135,7 @@ def companion(launch: Launch, worker: Worker, layout: Layout) -> Companion:
         argv=(*layout.work_command, "agent"),
         environment=environment,
         drain=drain,
-        comfyui=min(_COMFYUI, stop),
+        comfyui=comfyui,
     )
 
 
@@ -117,6 +150,18 @@ def without_the_queue(environment: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in environment.items() if not name.startswith(QUEUES)}
     # /opt/nodes/queuefront: what nodes write into their files is the graph as it was submitted.
     return {**kept, "COMFY_QUEUE_WORKER": "1"}
+
+
+def findings(shares: Sequence[Share]) -> tuple[Finding, ...]:
+    """For `comfyrun check`: what bounds the GPU memory of each ComfyUI."""
+    several = len(shares) > 1
+    return tuple(
+        info(
+            "sharing",
+            f"{f'worker {n} of {len(shares)}' if several else 'the worker'}: its GPU memory is bounded by {share.words}",
+        )
+        for n, share in enumerate(shares, 1)
+    )
 
 
 def told(worker: Worker, companion: Companion) -> dict[str, object]:

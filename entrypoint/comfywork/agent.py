@@ -15,8 +15,9 @@ import signal
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -25,9 +26,9 @@ import redis
 from comfywork import names
 from comfywork.comfy import Comfy
 from comfywork.errors import ComfyworkError, ConfigError
-from comfywork.execution import Cancelled, Execution, HandBack, JobFailed, StuckError, Wishes
-from comfywork.jobs import ForeignJobError, fetch
-from comfywork.lease import Foreign, Lease, LeaseLostError, Ledger, UsurpedError, generation
+from comfywork.execution import Cancelled, Execution, HandBack, JobFailed, StuckError, Wishes, sweep
+from comfywork.jobs import ForeignJobError, Job, fetch
+from comfywork.lease import Foreign, Lease, LeaseLostError, Ledger, Sealed, UsurpedError, generation, texts
 from comfywork.link import connect, said, text
 from comfywork.modellists import Lister
 from comfywork.record import Record
@@ -38,8 +39,7 @@ from comfywork.views import Failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from comfywork.jobs import Job, Task
-    from comfywork.lease import Sealed
+    from comfywork.jobs import Task
     from comfywork.settings import Settings
     from comfywork.storage import Storage
     from comfywork.views import FailureKind, Progress
@@ -51,6 +51,8 @@ log = logging.getLogger("comfywork")
 _TICK = 0.25  # seconds: how often the heart looks whether there is something to say
 _PASSED = 0.15  # seconds until a job that was left to another worker is looked at again
 _BEATS = 4  # heartbeats within the time after which a worker counts as dead
+_LOOKS = 4  # looks for silent workers for each heartbeat
+_TIDY = 15.0  # seconds between two clean-ups of what nobody else puts in order
 _UNREADY = 1.0  # seconds between two looks at a ComfyUI that does not take prompts
 _PAUSE = 0.5  # seconds, doubled, between two tries when Redis does not answer
 _LONGEST_PAUSE = 5.0
@@ -65,8 +67,11 @@ class _Work:
     kept: Mapping[str, str]
     """What `names.job` held of it when it was taken."""
     wishes: Wishes
+    since: float = field(default_factory=time.monotonic)
     task: Task | None = None
     progress: dict[str, Any] | None = None
+    sealing: bool = False
+    """What was staged may be the result by now."""
     fresh: bool = False
     """There is progress that Redis has not been told."""
     trail: Trail | None = None
@@ -87,6 +92,11 @@ class Agent:
         self._gone: ComfyworkError | None = None
         self._work: _Work | None = None
         self._lock: IO[str] | None = None
+        self._warm = False
+        """It has run a job a moment ago: ComfyUI is not asked whether it takes prompts."""
+        self._cleaner = ThreadPoolExecutor(1, "cleaner")
+        self._hurry = False
+        """A job that runs is handed back now."""
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -99,6 +109,8 @@ class Agent:
         self._claim()
         self._persist(self._record.born)
         self._generation = self._persist(lambda: generation(self._redis))
+        held = text(self._persist(lambda: self._redis.hget(names.HELD, self.settings.worker_id)))
+        sweep((_folder("COMFYWORK_INPUT"), _folder("COMFYWORK_OUTPUT")), keep=held)
         lister = Lister(self.settings.server, self._redis, self.settings.worker_id)
         acts: tuple[Callable[[], None], ...] = (
             self._beat_on,
@@ -112,7 +124,12 @@ class Agent:
         try:
             while not self._draining.is_set():
                 self._turn()
+        except ComfyworkError:
+            if not self._draining.is_set():
+                raise
+            log.exception("the queue cannot be told that this worker ends; its name expires")
         finally:
+            self._cleaner.shutdown()
             self._over.set()
             threads[0].join(timeout=_UNREADY)
             with suppress(redis.RedisError):
@@ -136,6 +153,7 @@ class Agent:
         timer.start()
 
     def _give_up(self) -> None:
+        self._hurry = True
         if self._work:
             self._work.wishes.give_up.set()
 
@@ -174,7 +192,9 @@ class Agent:
                     "another worker goes by the name %s; waiting whether it is gone", self.settings.worker_id
                 )
                 told = True
-            if time.monotonic() > end or self._draining.is_set():
+            if self._draining.is_set():
+                return
+            if time.monotonic() > end:
                 raise ConfigError(
                     f"another worker goes by the name {self.settings.worker_id}, and lives",
                     hint="give each its own WORKER_ID",
@@ -187,7 +207,8 @@ class Agent:
         if self._gone is not None:
             self._draining.set()
             return
-        if not self._comfy.ready():
+        warm, self._warm = self._warm, False
+        if not warm and not self._comfy.ready():
             self._record.facts["state"] = "starting"
             time.sleep(_UNREADY)
             return
@@ -214,14 +235,15 @@ class Agent:
                 self._ledger.wait(self.settings.poll_interval)
 
     def _run(self, lease: Lease) -> None:
-        raw = self._persist(lambda: self._redis.hgetall(names.job(lease.job)))
-        kept = {text(name): text(value) for name, value in raw.items()}
+        kept = texts(self._persist(lambda: self._redis.hgetall(names.job(lease.job))))
         wishes = Wishes(cancel=threading.Event(), give_up=threading.Event(), lost=threading.Event())
         work = _Work(lease=lease, tenant=kept.get("tenant", ""), kept=kept, wishes=wishes)
         if "cancel" in kept:
             wishes.cancel.set()
         self._record.facts.update(state="busy", job=lease.job)
         self._work = work
+        if self._hurry:  # told so between taking the job and this line
+            wishes.give_up.set()
         begin = time.monotonic()
         execution = Execution(
             comfy=self._comfy,
@@ -235,18 +257,28 @@ class Agent:
         log.info("job received: %s of %s (attempt %d)", lease.job, work.tenant, lease.attempts)
         try:
             outcome = self._executed(execution, work)
+            self._warm = outcome == "completed"
             log.info("job %s: %s, %.1f s", outcome, lease.job, time.monotonic() - begin)
         except LeaseLostError as error:
             log.warning("%s; what was done for it is dropped", error)
         finally:
             self._work = None
             self._record.facts.update(state="draining" if self._draining.is_set() else "idle", job="")
-            execution.clean(lease.job)
+            if self._warm:  # nobody has this job again; the next one need not wait
+                self._cleaner.submit(execution.clean, lease.job)
+            else:
+                execution.clean(lease.job)
+            if not work.sealing:
+                execution.discard(work.tenant, lease)
 
     def _executed(self, execution: Execution, work: _Work) -> str:
         """Run it and commit how it ended. LeaseLostError when that is not this worker's to say."""
         try:
-            self._finished(execution, work)
+            try:
+                self._finished(execution, work)
+            except StuckError as stuck:
+                self._gone = stuck
+                raise stuck.outcome from None
         except JobFailed as failed:
             failure = failed.failure
             self._commit(work, lambda lease: self._ledger.fail(lease.job, lease.token, failure))
@@ -255,11 +287,9 @@ class Agent:
         except Cancelled:
             self._commit(work, lambda lease: self._ledger.cancelled(lease.job, lease.token))
             return "cancelled"
-        except (HandBack, StuckError) as back:
-            why, counted = (back.why, back.counted) if isinstance(back, HandBack) else (str(back), True)
-            if isinstance(back, StuckError):
-                self._gone = back
-            return self._handed_back(work, why, counted=counted)
+        except HandBack as back:
+            self._gone = self._gone or back.ends
+            return self._handed_back(work, back.why, counted=back.counted)
         self._record.facts["done"] += 1
         return "completed"
 
@@ -270,8 +300,9 @@ class Agent:
             raise LeaseLostError(f"{lease.job} was removed")
         task = work.task = self._checked(job, lease)
         self._record.facts["loaded"] = work.kept.get("models", "")
-        sealed = self._persist(lambda: self._ledger.sealed(lease.job))
-        if sealed is None:
+        if "sealed" in work.kept:
+            sealed = Sealed.of_json(work.kept["sealed"])
+        else:
             if task.ours.get("trail") is True:
                 work.trail = Trail(self._redis, lease.job, lease.token, self.settings.result_ttl)
                 execution = replace(execution, trail=work.trail)
@@ -281,6 +312,7 @@ class Agent:
                 )
             finally:
                 _tell(work)
+            work.sealing = True
             sealed = self._commit(work, lambda now: self._ledger.seal(now, outputs, lease.token))
         self._published(execution, work, sealed)
 
@@ -323,18 +355,34 @@ class Agent:
         try:
             return self._persist(lambda: act(work.lease))
         except LeaseLostError:
-            fresh = self._persist(lambda: generation(self._redis))
             task = work.task
-            if fresh == self._generation or task is None:
+            if (
+                task is None
+                or not work.kept.get("tenant")
+                or not self._persist(lambda: self._forgotten(work))
+            ):
                 raise
-            log.warning(
-                "%s has lost its data: %s is written again", self.settings.redis.address, work.lease.job
-            )
-            self._generation = fresh
+            log.warning("%s has lost %s: it is written again", self.settings.redis.address, work.lease.job)
+            self._generation = self._persist(lambda: generation(self._redis))
             work.lease = self._persist(
                 lambda: self._ledger.restore(work.lease, task, self.settings.worker_id, work.kept)
             )
             return self._persist(lambda: act(work.lease))
+
+    def _forgotten(self, work: _Work) -> bool:
+        """Whether Redis was started again since, and came back without this job: empty, or with older data.
+
+        A job that somebody removed stays removed.
+        """
+        if self._redis.exists(Job.key_for(work.lease.job), names.lease(work.lease.job)):
+            return False
+        if generation(self._redis) != self._generation:
+            return True
+        try:
+            up = float(self._redis.info("server")["uptime_in_seconds"])
+        except (redis.exceptions.NoPermissionError, KeyError):
+            return False
+        return up <= time.monotonic() - work.since + _UNREADY
 
     def _persist(self, act: Callable[[], T]) -> T:
         """Until Redis answers. A wrong password ends the worker, a Redis that is away does not."""
@@ -359,7 +407,7 @@ class Agent:
 
     def _beat_on(self) -> None:
         every = self.settings.heartbeat_timeout / _BEATS
-        due, swept, told = 0.0, 0.0, False
+        due, swept, tidied, told = 0.0, 0.0, 0.0, False
         while not self._over.is_set():
             work, now = self._work, time.monotonic()
             if now >= due or (work and (work.fresh or (work.trail and work.trail.fresh))):
@@ -368,18 +416,19 @@ class Agent:
                     if now >= due:
                         self._record.alive(self._comfy.system())
                         due = now + every
-                    if now - swept >= every:
+                    if now - swept >= every / _LOOKS:
                         swept = now
-                        for job_id in self._ledger.reap():
+                        for job_id in self._ledger.reap(grace=every):
                             log.warning("%s was held by a silent worker, and is anybody's again", job_id)
+                    if now >= tidied + _TIDY:
+                        tidied = now
+                        self._ledger.tidy()
                     told = False
                 except redis.RedisError as error:
                     if not told:
                         log.error("no heartbeat: %s", said(error, self.settings.redis))  # noqa: TRY400
                         told = True
                     due = now + _PAUSE
-                    # When Redis is back, all leases may look expired: each worker gets the time to say that it lives.
-                    swept = now + self.settings.heartbeat_timeout
                 except Exception:
                     log.exception("no heartbeat")
                     due = now + every
@@ -400,8 +449,8 @@ class Agent:
             return
         if beat.cancel:
             work.wishes.cancel.set()
-        # A lease that is gone with all of Redis' data is written again when the job is committed.
-        gone = not beat.held and beat.named and generation(self._redis) == self._generation
+        # A lease that is gone with Redis' data is written again when the job is committed.
+        gone = not beat.held and beat.named and not self._forgotten(work)
         if gone and work.lease is lease:
             work.wishes.lost.set()
 

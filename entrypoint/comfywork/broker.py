@@ -18,10 +18,17 @@ from typing import TYPE_CHECKING, Any
 import redis
 from rq.job import JobStatus
 
-from comfywork import modellists, names, trail, workflow
-from comfywork.errors import ComfyworkError, ConfigError, ConflictError, LimitError, UnknownJobError
+from comfywork import modellists, names, quantities, trail, workflow
+from comfywork.errors import (
+    ComfyworkError,
+    ConfigError,
+    ConflictError,
+    LimitError,
+    QueueError,
+    UnknownJobError,
+)
 from comfywork.jobs import FUNCTION, Job, Task, fetch, queue
-from comfywork.lease import Ledger, generation, remember, tell, wake
+from comfywork.lease import Held, Ledger, enqueue, generation, remember, tell, texts, wake
 from comfywork.link import connect, said, text
 from comfywork.settings import Settings
 from comfywork.views import ENDED, Failure, JobView, Output, Progress, QueueView, State, WorkerView
@@ -44,6 +51,8 @@ _STATES: Mapping[str, State] = {
 }
 _LOOK = 1.0  # seconds between two looks at a job, should an event get lost
 _MINUTE = 60.0
+_TRIES = 3
+_AWAY = 300.0  # seconds for which a Redis that does not answer is waited for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +95,25 @@ class Broker:
         task = Task(workflow=graph, inputs=dict(submission.inputs), extra=dict(submission.extra))
         self._check_inputs(task, tenant)
         timeout = self._timeout(submission)
+        self._check_size(task)
         print_ = _fingerprint(task, tenant, submission.priority, timeout)
         try:
             return self._submit(task, tenant, job_id, submission.priority, timeout, print_)
         except redis.RedisError as error:
             raise said(error, self.settings.redis) from None
+
+    def _check_size(self, task: Task) -> None:
+        """All of it, as Redis and ComfyUI get it."""
+        try:
+            size = len(json.dumps(task.as_dict(), allow_nan=False))
+        except (ValueError, TypeError, RecursionError):
+            raise ConfigError("what goes with the workflow (extra) is not JSON") from None
+        if size > 2 * self.settings.max_workflow:
+            raise ConfigError(
+                f"the workflow and what goes with it (extra) have {quantities.human(size)}, "
+                f"and {quantities.human(2 * self.settings.max_workflow)} is the limit",
+                hint="QUEUE_MAX_WORKFLOW raises it",
+            )
 
     def _check_inputs(self, task: Task, tenant: str) -> None:
         present = workflow.texts(task.workflow)
@@ -147,7 +170,7 @@ class Broker:
                         "print": print_,
                     },
                 )
-                found._enqueue_job(job, pipeline=pipe)
+                enqueue(job, pipe)
                 remember(pipe, job_id, tenant, now)
                 pipe.hincrby(names.COUNTERS, "submitted", 1)
                 wake(pipe, name)
@@ -300,15 +323,14 @@ class Broker:
             for job_id, ours, theirs in zip(wanted, raw[::2], raw[1::2], strict=True)
             if ours and theirs[0]
         ]
-        return self._placed(views)
-
-    def _placed(self, views: list[JobView]) -> list[JobView]:
-        pending = [view for view in views if view.state == "pending"]
+        waiting = [view for view in views if view.state == "pending"]
+        if not waiting:
+            return views
         with self.connection.pipeline(transaction=False) as pipe:
-            for view in pending:
+            for view in waiting:
                 pipe.lpos(f"rq:queue:{names.queue(view.tenant, view.priority)}", view.id)
-            places = dict(zip((view.id for view in pending), pipe.execute(), strict=True))
-        return [replace(view, position=places[view.id]) if view.id in places else view for view in views]
+            places = dict(zip((view.id for view in waiting), pipe.execute(), strict=True))
+        return [replace(view, position=places.get(view.id)) for view in views]
 
     def wait(
         self,
@@ -318,10 +340,14 @@ class Broker:
         progress: Callable[[JobView], None] | None = None,
         tenant: str | None = None,
     ) -> JobView:
-        """The job when it has ended. LimitError when `timeout` seconds are over before."""
+        """The job when it has ended. LimitError when `timeout` seconds are over before.
+
+        A Redis that is away is waited for, five minutes at most. When it came back without its data, a job that runs
+        is written again by its worker as it ends; one that waited is lost, and UnknownJobError says so.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         with self.connection.pubsub(ignore_subscribe_messages=True) as channel:
-            listening = False
+            listening, away = False, None
             while True:
                 try:
                     if not listening:
@@ -333,8 +359,13 @@ class Broker:
                     if view.state in ENDED:
                         return view
                     self._heard(channel, job_id, _LOOK)
-                except (redis.ConnectionError, redis.TimeoutError):
+                    away = None
+                except (redis.RedisError, QueueError) as error:
                     listening = False
+                    away = time.monotonic() if away is None else away
+                    if time.monotonic() - away > _AWAY:
+                        meant = error if isinstance(error, QueueError) else said(error, self.settings.redis)
+                        raise meant from None
                     time.sleep(_LOOK)
                 if end is not None and time.monotonic() >= end:
                     raise LimitError(
@@ -365,9 +396,10 @@ class Broker:
     def _cancel(self, job_id: str) -> None:
         while True:
             with self.connection.pipeline() as pipe:
-                pipe.watch(names.lease(job_id), Job.key_for(job_id))
+                pipe.watch(names.lease(job_id), names.job(job_id), Job.key_for(job_id))
                 job = fetch(job_id, self.connection)
                 worker = pipe.hget(names.lease(job_id), "worker")
+                ours = texts(pipe.hgetall(names.job(job_id)))
                 if job is None or _STATES.get(job.get_status(refresh=False).value, "pending") in ENDED:
                     return
                 seconds, micro = pipe.time()
@@ -377,7 +409,9 @@ class Broker:
                     pipe.publish(names.orders(text(worker)), json.dumps({"cancel": job_id}))
                 else:
                     pipe.lrem(f"rq:queue:{job.origin}", 0, job_id)
-                    self._ledger.end_cancelled(pipe, job, seconds + micro / 1e6)
+                    self._ledger.end_cancelled(
+                        pipe, Held(job=job, ours=ours, lease={}, now=seconds + micro / 1e6)
+                    )
                 try:
                     pipe.execute()
                 except redis.WatchError:
@@ -395,6 +429,7 @@ class Broker:
         return self.status(job_id)
 
     def _reprioritise(self, job_id: str, priority: Priority, tenant: str | None) -> None:
+        tries = 0
         while True:
             view = self.status(job_id, tenant)
             if view.state != "pending":
@@ -404,12 +439,17 @@ class Broker:
             old, new = names.queue(view.tenant, view.priority), names.queue(view.tenant, priority)
             with self.connection.pipeline() as pipe:
                 pipe.watch(names.lease(job_id), Job.key_for(job_id), f"rq:queue:{old}")
-                if pipe.exists(names.lease(job_id)) or pipe.lpos(f"rq:queue:{old}", job_id) is None:
+                if pipe.exists(names.lease(job_id)):
+                    continue
+                if pipe.lpos(f"rq:queue:{old}", job_id) is None:
+                    # Taken a moment ago, and then it is not pending any more; or removed from its queue by hand.
+                    tries += 1
+                    if tries >= _TRIES:
+                        raise ConflictError(f"{job_id} is in no queue", hint=f"comfyrun cancel {job_id}")
                     continue
                 pipe.multi()
                 pipe.lrem(f"rq:queue:{old}", 0, job_id)
                 pipe.rpush(f"rq:queue:{new}", job_id)
-                pipe.sadd("rq:queues", f"rq:queue:{new}")
                 pipe.hset(Job.key_for(job_id), "origin", new)
                 pipe.hset(names.job(job_id), "priority", priority)
                 wake(pipe, new)

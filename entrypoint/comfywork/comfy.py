@@ -28,6 +28,7 @@ _QUICK = 3.0  # seconds for a question whose answer may not hold up a heartbeat
 _HEARD = 0.5  # seconds for which the websocket is listened to before anything else is looked at
 _LOOK = 2.0  # seconds between two looks at the history, should the websocket be silent
 _LOST = 3  # looks in a row that find a prompt nowhere
+_FREEING = 1.0  # seconds
 _OUT_OF_MEMORY = ("outofmemory", "out of memory", "oom")
 _MESSAGE = 1 << 20  # bytes; previews are pictures, and longer ones are not wanted
 
@@ -169,12 +170,14 @@ class Comfy:
 
     def interrupt(self, prompt_id: str) -> None:
         """End this prompt, and no other. It may have ended already."""
-        self._request("POST", "/queue", json={"delete": [prompt_id]}, timeout=_QUICK)
-        self._request("POST", "/interrupt", json={"prompt_id": prompt_id}, timeout=_QUICK)
+        self._request("POST", "/queue", json={"delete": [prompt_id]})
+        self._request("POST", "/interrupt", json={"prompt_id": prompt_id})
 
     def free(self, *, models: bool) -> None:
         """Forget cached results, and unload the models too if asked to, before the next prompt."""
         self._request("POST", "/free", json={"unload_models": models, "free_memory": True})
+        # ComfyUI does it between two prompts, and says nothing: a prompt that comes at once may be the first of the two.
+        time.sleep(_FREEING)
 
     def forget(self, prompt_id: str) -> None:
         self._request("POST", "/history", json={"delete": [prompt_id]}, timeout=_QUICK)
@@ -240,12 +243,22 @@ class Comfy:
             return
         except (OSError, WebSocketException):
             self._hang_up()
-            if not self.ready():
+            if self._gone():
                 raise ComfyGoneError("ComfyUI has ended while it ran the job") from None
             time.sleep(_HEARD)
             return
         if isinstance(text, str):
             _take_in(text, prompt_id, followed, hear)
+
+    def _gone(self) -> bool:
+        """Whether nobody listens at its port. One that is busy, and answers late, is not gone."""
+        try:
+            self._http.get("/prompt", timeout=_QUICK)
+        except httpx.TimeoutException:
+            return False
+        except httpx.HTTPError:
+            return True
+        return False
 
     def listen_early(self) -> None:
         """Connect before a prompt is submitted, so that none of its messages is missed."""

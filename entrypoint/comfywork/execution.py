@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 import re
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from comfywork import workflow
 from comfywork.comfy import ComfyGoneError, FileGoneError, RejectedError
-from comfywork.errors import ComfyworkError
+from comfywork.errors import ComfyworkError, ConfigError
 from comfywork.jobs import OURS
 from comfywork.storage import MissingError, Place, StorageError, TooLargeError, output_name
 from comfywork.views import Failure, Output
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from comfywork.comfy import Comfy, Ended, File
     from comfywork.jobs import Task
     from comfywork.lease import Lease
-    from comfywork.storage import Storage
+    from comfywork.storage import Storage, Stored
     from comfywork.trail import Trail
     from comfywork.views import FailureKind, Progress
 
 T = TypeVar("T")
 
-_STORAGE_PATIENCE = (
-    600.0  # seconds for which a storage that is down is asked again; the lease is kept meanwhile
-)
+# Seconds for which a storage is asked again that is down, or that somebody has to mend; the lease is kept meanwhile.
+_STORAGE_PATIENCE, _MENDING = 600.0, 30.0
 _STUBBORN = 60.0  # seconds that ComfyUI may take to notice an interrupt
+_HURRIED = 3.0  # the same for a worker whose time is over
 SUBMITTED = "comfywork_prompt"
+_JOB = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class JobFailed(Exception):  # noqa: N818 - an outcome
@@ -45,11 +47,11 @@ class JobFailed(Exception):  # noqa: N818 - an outcome
 
 
 class HandBack(Exception):  # noqa: N818 - an outcome
-    """Somebody else should do it."""
+    """Somebody else should do it. `ends`: what this worker ends with, since it would fail with every other job, too."""
 
-    def __init__(self, why: str, *, counted: bool) -> None:
+    def __init__(self, why: str, *, counted: bool, ends: ComfyworkError | None = None) -> None:
         super().__init__(why)
-        self.why, self.counted = why, counted
+        self.why, self.counted, self.ends = why, counted, ends
 
 
 class Cancelled(Exception):  # noqa: N818 - an outcome
@@ -60,6 +62,13 @@ class StuckError(ComfyworkError):
     """ComfyUI goes on with a prompt that it was told to end: only a restart helps."""
 
     exit_code = 75
+
+    def __init__(self, job_id: str, outcome: JobFailed | HandBack | Cancelled) -> None:
+        super().__init__(
+            f"ComfyUI does not end {job_id}, {_STUBBORN:g} s after it was told to", hint="it is started again"
+        )
+        self.outcome = outcome
+        """How the job ends: that ComfyUI hangs is not its fault, unless it is what made it run too long."""
 
 
 @dataclass(kw_only=True)
@@ -87,13 +96,12 @@ class Execution:
     """For a job that wants to be shown as it runs."""
     input_folder: Path | None = None
     output_folder: Path | None = None
-    storage_patience: float = field(default=_STORAGE_PATIENCE)
 
     def run(self, lease: Lease, tenant: str, task: Task, timeout: float) -> tuple[Output, ...]:
         """Its outputs, staged under the lease's token. Raises JobFailed, HandBack, Cancelled or StuckError."""
         end = time.monotonic() + timeout
         try:
-            ended = self._generated(lease.job, task, end)
+            ended = self._generated(lease.job, task, end, first=lease.first)
             try:
                 return self._stored(lease, tenant, _wanted(ended, task))
             except FileGoneError:
@@ -104,6 +112,8 @@ class Execution:
                 return self._stored(lease, tenant, _wanted(self._generated(lease.job, task, end), task))
         except FileGoneError as error:
             raise JobFailed(Failure(kind="execution", message=str(error))) from None
+        except ConfigError as error:  # a name that no storage takes: this job's own
+            raise JobFailed(Failure(kind="invalid", message=str(error))) from None
         except ComfyGoneError as error:
             self._wished()
             raise HandBack(str(error), counted=True) from None
@@ -118,8 +128,8 @@ class Execution:
 
     # --- generating ------------------------------------------------------------------------------
 
-    def _generated(self, job_id: str, task: Task, end: float) -> Ended:
-        ended = self._prompted(job_id, task, end)
+    def _generated(self, job_id: str, task: Task, end: float, *, first: bool = False) -> Ended:
+        ended = self._prompted(job_id, task, end, first=first)
         if ended.status == "error" and ended.out_of_memory:
             self.say("out of GPU memory: models are unloaded, and it is tried once more")
             self.comfy.free(models=True)
@@ -135,11 +145,12 @@ class Execution:
         kind: FailureKind = "memory" if ended.out_of_memory else "execution"
         raise JobFailed(Failure(kind=kind, message=ended.message, details=ended.details))
 
-    def _prompted(self, job_id: str, task: Task, end: float) -> Ended:
+    def _prompted(self, job_id: str, task: Task, end: float, *, first: bool = False) -> Ended:
         self._wished()
         self.comfy.listen_early()
-        # An agent that was killed left its prompt behind: it is asked for before it is submitted again.
-        found = self.comfy.where(job_id)
+        # An agent that was killed left its prompt behind: it is asked for before it is submitted again. Where nobody
+        # had the job before, there was no such agent.
+        found = "nowhere" if first else self.comfy.where(job_id)
         if found == "nowhere":
             places = self._placed(job_id, task)
             graph = _apart(workflow.with_files(task.workflow, places), job_id)
@@ -150,51 +161,56 @@ class Execution:
         else:
             self.say(f"ComfyUI has it already, in its {found}")
         asked: list[float] = []
+        late = False
 
         def expired() -> bool:
-            if asked:
-                return time.monotonic() - asked[0] > _STUBBORN
-            if self.wishes.any() or time.monotonic() > end:
+            nonlocal late
+            late = late or time.monotonic() > end
+            if not asked and (late or self.wishes.any()):
                 asked.append(time.monotonic())
                 self.comfy.interrupt(job_id)
-            return False
+            # Who has to go does not wait for ComfyUI, which goes too.
+            patience = _HURRIED if self.wishes.give_up.is_set() else _STUBBORN
+            return bool(asked) and time.monotonic() - asked[0] > patience
 
+        too_long = JobFailed(Failure(kind="timeout", message="it ran longer than its timeout"))
         try:
             hear = None if self.trail is None else self.trail.hear
             ended = self.comfy.follow(job_id, len(task.workflow), self.progress, expired, hear)
         except TimeoutError:
-            raise StuckError(
-                f"ComfyUI does not end {job_id}, {_STUBBORN:g} s after it was told to",
-                hint="it is started again",
-            ) from None
-        if ended.status == "interrupted" and asked and not self.wishes.any():
-            raise JobFailed(Failure(kind="timeout", message="it ran longer than its timeout"))
+            if self.wishes.give_up.is_set():
+                self._wished()
+            raise StuckError(job_id, self._wish() or too_long) from None
+        if ended.status == "interrupted" and late and not self.wishes.any():
+            raise too_long
         return ended
 
     def _wished(self) -> None:
+        if wish := self._wish():
+            raise wish
+
+    def _wish(self) -> Cancelled | HandBack | None:
         if self.wishes.cancel.is_set():
-            raise Cancelled
+            return Cancelled()
         if self.wishes.give_up.is_set():
-            raise HandBack("its worker was stopped", counted=False)
+            return HandBack("its worker was stopped", counted=False)
         if self.wishes.lost.is_set():
-            raise HandBack("its lease is another worker's", counted=True)
+            return HandBack("its lease is another worker's", counted=True)
+        return None
 
     def _placed(self, job_id: str, task: Task) -> dict[str, str]:
         """Every input in ComfyUI's input folder, in a subfolder of the job's own."""
-        places = {}
+        places: dict[str, str] = {}
+        taken: set[str] = set()
         for name, key in task.inputs.items():
             plain = _plain(name)
+            if plain in taken:  # a/x.png and b/x.png are two files
+                plain = f"{len(taken)}_{plain}"
+            taken.add(plain)
             try:
-                opened = self._patiently(lambda key=key: self.storage.open(key))  # type: ignore[misc]
-                with opened as content:
-                    if self.input_folder is None:
-                        places[name] = self.comfy.upload(plain, job_id, cast("IO[bytes]", content))
-                    else:
-                        folder = self.input_folder / job_id
-                        folder.mkdir(parents=True, exist_ok=True)
-                        with (folder / plain).open("wb") as file:
-                            shutil.copyfileobj(content, file)
-                        places[name] = f"{job_id}/{plain}"
+                places[name] = self._patiently(
+                    lambda key=key, plain=plain: self._fetched(job_id, key, plain)  # type: ignore[misc]
+                )
             except MissingError as error:
                 raise JobFailed(Failure(kind="inputs", message=f"input {name}: {error}")) from None
             except RejectedError as error:
@@ -205,19 +221,40 @@ class Execution:
                 ) from None
         return places
 
+    def _fetched(self, job_id: str, key: str, plain: str) -> str:
+        with self.storage.open(key) as content:
+            if self.input_folder is None:
+                return self.comfy.upload(plain, job_id, cast("IO[bytes]", content))
+            folder = self.input_folder / job_id
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / plain).open("wb") as file:
+                shutil.copyfileobj(content, file)
+            return f"{job_id}/{plain}"
+
     # --- storing ---------------------------------------------------------------------------------
 
     def _stored(self, lease: Lease, tenant: str, files: tuple[File, ...]) -> tuple[Output, ...]:
-        return tuple(self._patiently(lambda file=file: self._one(lease, tenant, file)) for file in files)  # type: ignore[misc]
+        outputs = []
+        for file in files:
+            self._wished()
+            name = output_name(file.node, file.number, file.name)
+            outputs.append(
+                self._patiently(
+                    lambda file=file, name=name: self._one(lease, tenant, file, name)  # type: ignore[misc]
+                )
+            )
+        self._wished()
+        return tuple(outputs)
 
-    def _one(self, lease: Lease, tenant: str, file: File) -> Output:
-        name = output_name(file.node, file.number, file.name)
+    def _one(self, lease: Lease, tenant: str, file: File, name: str) -> Output:
         place = Place(tenant=tenant, job=lease.job, token=lease.token, name=name)
         media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         try:
-            with self.comfy.open(file) as (answer, size):
-                content = cast("BinaryIO", _Pieces(answer.iter_bytes(1 << 18)))
-                stored = self.storage.stage(place, content, size, media_type)
+            stored = self._staged_here(file, place, media_type)
+            if stored is None:
+                with self.comfy.open(file) as (answer, size):
+                    content = cast("BinaryIO", _Pieces(answer.iter_bytes(1 << 18)))
+                    stored = self.storage.stage(place, content, size, media_type)
         except TooLargeError as error:
             raise JobFailed(Failure(kind="storage", message=str(error))) from None
         return Output(
@@ -229,6 +266,26 @@ class Execution:
             sha256=stored.sha256,
         )
 
+    def _staged_here(self, file: File, place: Place, media_type: str) -> Stored | None:
+        """From ComfyUI's own folder, where this process sees it. None when it has to be asked for."""
+        if self.output_folder is None or file.kind != "output":
+            return None
+        top = self.output_folder.resolve()
+        path = (top / file.subfolder / file.name).resolve()
+        if not path.is_relative_to(top) or not path.is_file():
+            return None
+        try:
+            with path.open("rb") as content:
+                size = os.fstat(content.fileno()).st_size
+                return self.storage.stage(place, content, size, media_type)
+        except OSError:
+            return None
+
+    def discard(self, tenant: str, lease: Lease) -> None:
+        """What was staged will never be published."""
+        with suppress(StorageError):
+            self.storage.discard(tenant, lease.job, lease.token)
+
     def publish(self, tenant: str, job_id: str, token: int, outputs: tuple[Output, ...]) -> None:
         """Put what was staged under its final keys. MissingError when it is nowhere."""
         places = [Place(tenant=tenant, job=job_id, token=token, name=output.file) for output in outputs]
@@ -237,23 +294,37 @@ class Execution:
 
     def _patiently(self, act: Callable[[], T]) -> T:
         """While the storage is down, again and again; the GPU waits, and the result is not lost."""
-        end, pause, told = time.monotonic() + self.storage_patience, 0.5, False
+        begin, pause, told = time.monotonic(), 0.5, False
         while True:
             try:
                 return act()
             except MissingError:
                 raise
             except StorageError as error:
-                if not error.retryable:
-                    raise JobFailed(Failure(kind="storage", message=str(error))) from None
+                patience = _STORAGE_PATIENCE if error.retryable else min(_MENDING, _STORAGE_PATIENCE)
                 if not told:
-                    self.say(f"{error}; it is tried again for {self.storage_patience:g} s")
+                    self.say(f"{error}; it is tried again for {patience:g} s")
                     told = True
                 self._wished()
-                if time.monotonic() + pause > end:
-                    raise HandBack(f"the storage does not answer: {error}", counted=True) from None
-                time.sleep(pause)
+                if time.monotonic() + pause - begin > patience:
+                    # A worker that can store nothing would fail one job after the other.
+                    raise HandBack(
+                        f"the storage does not answer: {error}",
+                        counted=True,
+                        ends=None if error.retryable else error,
+                    ) from None
+                self.wishes.give_up.wait(pause)
                 pause = min(2 * pause, 10.0)
+
+
+def sweep(folders: Iterable[Path | None], keep: str) -> None:
+    """Take away what jobs of this ComfyUI left in its folders when their agent was killed. `keep` is the job it holds."""
+    for folder in folders:
+        if folder is None or not folder.is_dir():
+            continue
+        for left in folder.iterdir():
+            if left.name != keep and _JOB.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 class _Pieces:

@@ -91,9 +91,21 @@ def queue(name: str, connection: Redis) -> Queue:
 
 def fetch(job_id: str, connection: Redis) -> Job | None:
     """The job, or None. What it holds is looked at by `task` only."""
-    raw = connection.hgetall(Job.key_for(job_id))
-    if not raw or b"data" not in raw:
+    return parse(job_id, connection.hgetall(Job.key_for(job_id)), connection)
+
+
+def parse(job_id: str, raw: Mapping[Any, Any], connection: Redis) -> Job | None:
+    """The job of what Redis holds of it; None when there is nothing. Never fails: it may be somebody's joke."""
+    if b"data" not in raw:
         return None
     job = Job(job_id, connection=connection, serializer=JSONSerializer)
-    job.restore(raw)
+    try:
+        job.restore(raw)
+    except Exception:  # noqa: BLE001 - whatever RQ raises for what it did not write
+        job = Job(job_id, connection=connection, serializer=JSONSerializer)
+        job.data = raw[b"data"]
+        job.origin = raw.get(b"origin", b"").decode(errors="replace")
+    # Nothing that somebody else wrote beside the data is ever acted on.
+    job._success_callback_name = job._failure_callback_name = job._stopped_callback_name = None
+    job.webhooks = []
     return job

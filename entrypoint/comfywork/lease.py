@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import redis
+from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.registry import CanceledJobRegistry
+from rq.results import Result
+from rq.serializers import JSONSerializer
 
 from comfywork import durations, names, scripts
 from comfywork.errors import ComfyworkError
-from comfywork.jobs import Job, Task, fetch, queue
-from comfywork.link import text
+from comfywork.jobs import FUNCTION, Job, Task, parse, queue
+from comfywork.link import TIMEOUT, text
 from comfywork.views import Failure, Output
 
 if TYPE_CHECKING:
@@ -31,8 +35,11 @@ if TYPE_CHECKING:
     from comfywork.settings import Settings
 
 PATIENCE = 0.5  # seconds that a job waits for the idle worker which has its models loaded
+LONGEST_WAIT = TIMEOUT / 2  # seconds; a wait as long as the socket's timeout would look like a dead Redis
+_GONE = 3600.0  # seconds after which an idle worker that says nothing is forgotten
 _BATCH = 100  # expired leases looked at in one go
 _BELLS = 64
+_VERSION = (6, 2, 0)  # at least; what RQ does does not depend on it beyond 5
 
 
 class LeaseLostError(ComfyworkError):
@@ -52,6 +59,8 @@ class Lease:
     token: int
     attempts: int
     """This one included."""
+    first: bool = False
+    """Nobody has had the job before: no ComfyUI can know it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +97,27 @@ class Sealed:
         return cls(token=int(found["token"]), outputs=tuple(Output(**output) for output in found["outputs"]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A job as Redis has it, at one moment of a transaction that holds only while nobody else changes it."""
+
+    job: Job
+    ours: Mapping[str, str]
+    """`names.job`"""
+    lease: Mapping[str, str]
+    """`names.lease`; empty where nobody has it."""
+    now: float
+
+
 class Ledger:
     def __init__(self, connection: redis.Redis, settings: Settings) -> None:
         self._redis, self._settings = connection, settings
+        # The reaper looks on for the last quarter (see `reap`).
+        self._lease_seconds = 0.75 * settings.heartbeat_timeout
+        self._life = uuid.uuid4().hex
+        self._suspects: dict[tuple[str, int], float] = {}
+        self._token = connection.register_script(scripts.NEXT)
+        self._tidy = connection.register_script(scripts.TIDY)
         self._take = connection.register_script(scripts.TAKE)
         self._beat = connection.register_script(scripts.BEAT)
         self._expired = connection.register_script(scripts.EXPIRED)
@@ -112,7 +139,7 @@ class Ledger:
                 return
             pipe.multi()
             pipe.delete(names.owner(worker), names.worker(worker))
-            pipe.zrem("comfy:idle", worker)
+            pipe.zrem(names.IDLE, worker)
             with contextlib.suppress(redis.WatchError):
                 pipe.execute()
 
@@ -123,16 +150,24 @@ class Ledger:
             args=[
                 worker,
                 nonce,
-                settings.heartbeat_timeout,
+                self._lease_seconds,
                 settings.ageing,
                 PATIENCE,
                 max(2 * settings.poll_interval, 1.0),
+                self._life,
+                int(settings.result_ttl),
             ]
         )
         found = [text(value) for value in answer]
         match found[0]:
             case "job":
-                return Lease(job=found[1], queue=found[2], token=int(found[3]), attempts=int(found[4]))
+                return Lease(
+                    job=found[1],
+                    queue=found[2],
+                    token=int(found[3]),
+                    attempts=int(found[4]),
+                    first=found[5] == "1",
+                )
             case "foreign":
                 return Foreign(job=found[1], queue=found[2])
             case "usurped":
@@ -146,7 +181,7 @@ class Ledger:
 
     def wait(self, seconds: float) -> None:
         """Until a bell rings, or that many seconds are over."""
-        self._redis.blpop([names.BELL], timeout=seconds)
+        self._redis.blpop([names.BELL], timeout=min(seconds, LONGEST_WAIT))
 
     def ring(self) -> None:
         """Wake the worker that has waited longest."""
@@ -169,6 +204,7 @@ class Ledger:
                 worker,
                 nonce,
                 self._settings.heartbeat_timeout,
+                self._lease_seconds,
                 lease.job if lease else "",
                 lease.token if lease else 0,
                 json.dumps(meta) if meta else "",
@@ -184,12 +220,13 @@ class Ledger:
         mine = Sealed(token=token, outputs=tuple(outputs))
         decided = mine
 
-        def write(pipe: Pipeline, job: Job, _now: float) -> None:
+        def write(pipe: Pipeline, held: Held) -> None:
             nonlocal decided
-            if before := self._redis.hget(names.job(job.id), "sealed"):
+            if before := held.ours.get("sealed"):
                 decided = Sealed.of_json(before)
             else:
-                pipe.hset(names.job(job.id), "sealed", mine.as_json)
+                decided = mine
+                pipe.hset(names.job(held.job.id), "sealed", mine.as_json)
 
         self._change(lease.job, lease.token, write)
         return decided
@@ -202,115 +239,134 @@ class Ledger:
         """Its outputs are published: the job has succeeded."""
         ttl = int(self._settings.result_ttl)
 
-        def write(pipe: Pipeline, job: Job, now: float) -> None:
+        def write(pipe: Pipeline, held: Held) -> None:
+            job = held.job
+            job.ended_at = datetime.fromtimestamp(held.now, UTC)
             job._result = {"outputs": [asdict(output) for output in sealed.outputs]}
-            job._handle_success(ttl, pipe, worker_name=self._worker(job))
+            job._handle_success(ttl, pipe, worker_name=held.lease["worker"])
             job.cleanup(ttl, pipeline=pipe, remove_from_queue=False)
-            self._end(pipe, job, "completed", now, ttl)
+            # Once more: Redis may have lost what was sealed, and this is where its outputs are looked up.
+            pipe.hset(names.job(job.id), "sealed", sealed.as_json)
+            self._end(pipe, held, "completed", ttl)
 
         self._change(lease.job, lease.token, write)
 
     def fail(self, job_id: str, token: int, failure: Failure) -> None:
         """It has failed for good."""
-
-        def write(pipe: Pipeline, job: Job, now: float) -> None:
-            self._failed(pipe, job, failure, now)
-
-        self._change(job_id, token, write)
+        self._change(job_id, token, lambda pipe, held: self._failed(pipe, held, failure))
 
     def cancelled(self, job_id: str, token: int) -> None:
-        def write(pipe: Pipeline, job: Job, now: float) -> None:
-            self.end_cancelled(pipe, job, now)
-
-        self._change(job_id, token, write)
+        self._change(job_id, token, self.end_cancelled)
 
     def hand_back(self, job_id: str, token: int, why: str, *, counted: bool = True) -> None:
         """Another worker may take it, before the others of its queue. An attempt that does not count is given back."""
+        self._change(job_id, token, lambda pipe, held: self._back(pipe, held, why, counted=counted))
 
-        def write(pipe: Pipeline, job: Job, now: float) -> None:
-            if self._redis.hexists(names.job(job.id), "cancel"):
-                self.end_cancelled(pipe, job, now)
-                return
-            pipe.hset(names.job(job.id), mapping={"note": why, "worker": ""})
-            if not counted:
-                pipe.hincrby(names.job(job.id), "attempts", -1)
-            pipe.hincrby(names.COUNTERS, "retries" if counted else "handed_back", 1)
-            job.worker_name = ""
-            job.enqueued_at = datetime.fromtimestamp(now, UTC)
-            queue(job.origin, self._redis)._enqueue_job(job, pipeline=pipe, at_front=True)
-            pipe.persist(job.key)
-            self._let_go(pipe, job)
-            wake(pipe, job.origin)
-            tell(pipe, job.id, "pending")
+    def _back(self, pipe: Pipeline, held: Held, why: str, *, counted: bool) -> None:
+        job, name = held.job, names.job(held.job.id)
+        if "cancel" in held.ours:
+            self.end_cancelled(pipe, held)
+            return
+        pipe.hset(name, mapping={"note": why, "worker": ""})
+        if not counted:
+            pipe.hincrby(name, "attempts", -1)
+        pipe.hincrby(names.COUNTERS, "retries" if counted else "handed_back", 1)
+        job.worker_name = ""
+        enqueue(job, pipe, at_front=True)
+        pipe.persist(job.key)
+        self._settle(pipe, held)
+        self._let_go(pipe, held)
+        wake(pipe, job.origin)
+        tell(pipe, job.id, "pending")
 
-        self._change(job_id, token, write)
+    def reap(self, grace: float = 0.0) -> list[str]:
+        """Hand back, or fail, what silent workers hold. The job ids.
 
-    def reap(self) -> list[str]:
-        """Hand back, or fail, what silent workers hold. The job ids."""
+        A lease counts as expired once it has been seen so for `grace` seconds of this process' own. When Redis was
+        away, or its clock was set, all leases look expired at once; whoever lives renews its own meanwhile.
+        """
         answer = [text(part) for part in self._expired(args=[_BATCH])]
+        now = time.monotonic()
+        expired = {
+            (job_id, int(token)): worker
+            for job_id, token, worker in zip(answer[::3], answer[1::3], answer[2::3], strict=True)
+        }
+        self._suspects = {key: self._suspects.get(key, now) for key in expired}
         reaped = []
-        for job_id, token, worker in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
-            # Expired is decided by Redis in one step; whoever is back by now has a new token, or keeps this one.
+        for (job_id, token), worker in expired.items():
+            if now - self._suspects[job_id, token] < grace:
+                continue
             with contextlib.suppress(LeaseLostError):
-                self._reap(job_id, int(token), worker)
+                self._reap(job_id, token, worker)
                 reaped.append(job_id)
         return reaped
 
     def _reap(self, job_id: str, token: int, worker: str) -> None:
-        seconds = self._settings.heartbeat_timeout
-        why = f"worker {worker} was silent for {seconds:g} s"
-        attempts = int(self._redis.hget(names.job(job_id), "attempts") or 0)
-        if attempts < self._settings.attempts:
-            self.hand_back(job_id, token, why)
-            return
-        self.fail(
-            job_id,
-            token,
-            Failure(kind="worker", message=f"{attempts} workers ended while they ran it; the last: {why}"),
-        )
+        why = f"worker {worker} was silent for {self._settings.heartbeat_timeout:g} s"
+
+        def write(pipe: Pipeline, held: Held) -> None:
+            attempts = int(held.ours.get("attempts", 0))
+            if attempts < self._settings.attempts or "cancel" in held.ours:
+                self._back(pipe, held, why, counted=True)
+                return
+            message = f"{attempts} workers ended while they ran it; the last: {why}"
+            self._failed(pipe, held, Failure(kind="worker", message=message))
+
+        self._change(job_id, token, write, expired=True)
+
+    def tidy(self) -> None:
+        """Put in order what no job's end does: see `scripts.TIDY`."""
+        if int(self._tidy(args=[_GONE])):
+            self.ring()
 
     def refuse(self, foreign: Foreign, why: str) -> None:
-        """Put it where failed jobs are, unread."""
-        job = fetch(foreign.job, self._redis)
-        if job is None:
-            return
+        """Say why it failed; it is where failed jobs are since it was taken, and it is never read."""
+        job = Job(foreign.job, connection=self._redis, serializer=JSONSerializer)
+        job.origin = foreign.queue
+        ttl = int(self._settings.result_ttl)
         with self._redis.pipeline() as pipe:
-            job.origin = foreign.queue
-            job.set_status(JobStatus.FAILED, pipeline=pipe)
-            job.failed_job_registry.add(
-                job, ttl=int(self._settings.result_ttl), exc_string=why, pipeline=pipe
-            )
+            Result.create_failure(job, ttl, exc_string=why, pipeline=pipe)
+            pipe.expire(job.key, ttl)
             pipe.hincrby(names.COUNTERS, "failed:foreign", 1)
             pipe.execute()
 
     def restore(self, lease: Lease, task: Task, worker: str, kept: Mapping[str, str]) -> Lease:
-        """Redis has lost its data while the job ran: write it again, as this worker's, so that its result counts.
+        """Redis has lost the job while it ran: write it again, as this worker's, so that its result counts.
 
         `kept` is what `names.job` held of it. LeaseLostError when the job is there after all.
         """
+        ttl, timeout = int(self._settings.result_ttl), float(kept.get("timeout", self._settings.job_timeout))
         job = queue(lease.queue, self._redis).create_job(
-            "comfywork.generate", kwargs=task.as_dict(), job_id=lease.job, timeout=-1, description=lease.job
+            FUNCTION,
+            kwargs=task.as_dict(),
+            job_id=lease.job,
+            timeout=int(timeout),
+            result_ttl=ttl,
+            failure_ttl=ttl,
+            description=f"{kept['tenant']} {lease.job}",
+            status=JobStatus.STARTED,
         )
+        token = int(self._token())
         with self._redis.pipeline() as pipe:
             pipe.watch(names.lease(lease.job), job.key)
             if pipe.exists(names.lease(lease.job), job.key):
                 raise LeaseLostError(f"{lease.job} was submitted again")
             seconds, micro = pipe.time()
-            token = int(pipe.incr(names.FENCE))
+            now = seconds + micro / 1e6
             pipe.multi()
             job.origin = lease.queue
-            job.set_status(JobStatus.STARTED, pipeline=pipe)
+            job.worker_name = worker
             job.save(pipeline=pipe)
-            pipe.hset(
-                names.job(lease.job),
-                mapping={**dict[Any, Any](kept), "attempts": lease.attempts, "worker": worker},
-            )
+            ours = {**kept, "attempts": lease.attempts, "worker": worker}
+            pipe.hset(names.job(lease.job), mapping=dict[Any, Any](ours))
             pipe.hset(
                 names.lease(lease.job),
-                mapping={"token": token, "worker": worker, "queue": lease.queue, "charged": 0},
+                mapping={"token": token, "worker": worker, "queue": lease.queue, "begun": now, "charged": 0},
             )
-            pipe.zadd(names.LEASES, {lease.job: seconds + micro / 1e6 + self._settings.heartbeat_timeout})
-            pipe.hset("comfy:held", worker, lease.job)
+            pipe.zadd(names.LEASES, {lease.job: now + self._lease_seconds})
+            pipe.hset(names.HELD, worker, lease.job)
+            pipe.sadd("rq:queues", f"rq:queue:{lease.queue}")
+            pipe.zadd(f"rq:wip:{lease.queue}", {f"{lease.job}:{token}": "+inf"})
             remember(pipe, lease.job, kept["tenant"], float(kept["since"]))
             try:
                 pipe.execute()
@@ -320,83 +376,118 @@ class Ledger:
 
     # --- what all of them do ---------------------------------------------------------------------
 
-    def _change(self, job_id: str, token: int, write: Callable[[Pipeline, Job, float], None]) -> None:
-        """Run `write` inside a transaction that holds only while the lease is the caller's."""
+    def _change(
+        self, job_id: str, token: int, write: Callable[[Pipeline, Held], None], *, expired: bool = False
+    ) -> None:
+        """Run `write` inside a transaction that holds only while the lease is the caller's, and nothing is asked of it.
+
+        Three round trips, however much is read.
+        """
+        lease, ours, theirs = names.lease(job_id), names.job(job_id), Job.key_for(job_id)
         while True:
             with self._redis.pipeline() as pipe:
-                pipe.watch(names.lease(job_id))
-                held = pipe.hget(names.lease(job_id), "token")
-                if held is None or int(held) != token:
+                pipe.watch(lease, ours)
+                with self._redis.pipeline(transaction=False) as look:
+                    look.hgetall(lease)
+                    look.hgetall(ours)
+                    look.hgetall(theirs)
+                    look.zscore(names.LEASES, job_id)
+                    look.time()
+                    found = look.execute()
+                held, known = texts(found[0]), texts(found[1])
+                now = found[4][0] + found[4][1] / 1e6
+                if held.get("token") != str(token):
                     # The answer to our own change may have been lost with the connection.
-                    if text(self._redis.hget(names.job(job_id), "ended_by")) == str(token):
+                    if known.get("ended_by") == str(token):
                         return
                     raise LeaseLostError(f"{job_id} is not this worker's any more")
-                job = fetch(job_id, self._redis)
-                if job is None:
-                    raise LeaseLostError(f"{job_id} was removed")
-                seconds, micro = pipe.time()
+                if expired and found[3] is not None and float(found[3]) > now:
+                    raise LeaseLostError(f"the worker of {job_id} is back")
+                job = parse(job_id, found[2], self._redis)
                 pipe.multi()
-                write(pipe, job, seconds + micro / 1e6)
+                if job is None or not known:
+                    # Somebody has removed it, from RQ's dashboard perhaps.
+                    queue_name = held.get("queue", "")
+                    self._drop(pipe, job_id, held, queue_name)
+                else:
+                    write(pipe, Held(job=job, ours=known, lease=held, now=now))
                 try:
                     pipe.execute()
                 except redis.WatchError:
                     continue
+                if job is None or not known:
+                    raise LeaseLostError(f"{job_id} was removed")
                 return
 
-    def _failed(self, pipe: Pipeline, job: Job, failure: Failure, now: float) -> None:
-        ttl = int(self._settings.result_ttl)
+    def _failed(self, pipe: Pipeline, held: Held, failure: Failure) -> None:
+        ttl, job = int(self._settings.result_ttl), held.job
         job.failure_ttl = ttl
-        job.ended_at = datetime.fromtimestamp(now, UTC)
+        job.ended_at = datetime.fromtimestamp(held.now, UTC)
         job.set_status(JobStatus.FAILED, pipeline=pipe)
-        job._handle_failure(f"{failure.kind}: {failure.message}", pipe, worker_name=self._worker(job))
+        job._handle_failure(
+            f"{failure.kind}: {failure.message}", pipe, worker_name=held.lease.get("worker", "")
+        )
         job.cleanup(ttl, pipeline=pipe, remove_from_queue=False)
         pipe.hset(names.job(job.id), "failure", json.dumps(asdict(failure)))
         pipe.hincrby(names.COUNTERS, f"failed:{failure.kind}", 1)
-        self._end(pipe, job, "failed", now, ttl)
+        self._end(pipe, held, "failed", ttl)
 
-    def end_cancelled(self, pipe: Pipeline, job: Job, now: float) -> None:
+    def end_cancelled(self, pipe: Pipeline, held: Held) -> None:
         """Its end by request, within the caller's transaction."""
-        ttl = int(self._settings.result_ttl)
-        job.ended_at = datetime.fromtimestamp(now, UTC)
+        ttl, job = int(self._settings.result_ttl), held.job
+        job.ended_at = datetime.fromtimestamp(held.now, UTC)
         job.set_status(JobStatus.CANCELED, pipeline=pipe)
         job.save(pipeline=pipe, include_meta=False)
         CanceledJobRegistry(job.origin, connection=self._redis, job_class=Job).add(job, ttl, pipeline=pipe)
         job.cleanup(ttl, pipeline=pipe, remove_from_queue=False)
-        self._end(pipe, job, "cancelled", now, ttl)
+        self._end(pipe, held, "cancelled", ttl)
 
-    def _end(self, pipe: Pipeline, job: Job, state: str, now: float, ttl: int) -> None:
-        known = self._redis.hmget(names.job(job.id), "tenant", "begun", "since")
-        lease = self._redis.hmget(names.lease(job.id), "charged", "begun", "token")
-        tenant = text(known[0])
-        pipe.hset(names.job(job.id), mapping={"ended": now, "ended_by": text(lease[2])})
-        pipe.expire(names.job(job.id), ttl)
+    def _end(self, pipe: Pipeline, held: Held, state: str, ttl: int) -> None:
+        name = names.job(held.job.id)
+        pipe.hset(name, mapping={"ended": held.now, "ended_by": held.lease.get("token", "")})
+        pipe.expire(name, ttl)
         pipe.hincrby(names.COUNTERS, state, 1)
-        if tenant and lease[1]:
-            took = max(0.0, now - float(lease[1]))
-            pipe.zincrby(names.SERVED, took - float(lease[0] or 0), tenant)
-            # What the tenant's next job may cost: mostly what this one did.
-            before = float(self._redis.hget("comfy:clock", tenant) or took)
-            pipe.hset("comfy:clock", tenant, round(0.5 * before + 0.5 * took, 4))
+        took = self._settle(pipe, held)
+        if took is not None:
+            pipe.hincrbyfloat(names.COUNTERS, f"seconds:{state}", took)
             durations.count(pipe, "took", took)
-            if known[1] and known[2]:
-                durations.count(pipe, "waited", float(known[1]) - float(known[2]))
-        self._let_go(pipe, job)
-        tell(pipe, job.id, state)
+            if "begun" in held.ours and "since" in held.ours:
+                durations.count(pipe, "waited", float(held.ours["begun"]) - float(held.ours["since"]))
+        self._let_go(pipe, held)
+        tell(pipe, held.job.id, state)
 
-    def _let_go(self, pipe: Pipeline, job: Job) -> None:
-        worker, token, held = "", "", None
-        found = self._redis.hmget(names.lease(job.id), "worker", "token")
-        if found[0]:
-            worker, token = text(found[0]), text(found[1])
-            held = self._redis.hget("comfy:held", worker)
-        pipe.delete(names.lease(job.id))
-        pipe.zrem(names.LEASES, job.id)
-        pipe.zrem(f"rq:wip:{job.origin}", f"{job.id}:{token}")
-        if text(held) == job.id:
-            pipe.hdel("comfy:held", worker)
+    def _settle(self, pipe: Pipeline, held: Held) -> float | None:
+        """Charge the tenant what the job took instead of what it was guessed to take."""
+        tenant, begun = held.ours.get("tenant"), held.lease.get("begun")
+        if not tenant or not begun:
+            return None
+        took, charged = max(0.0, held.now - float(begun)), float(held.lease.get("charged", 0))
+        pipe.zincrby(names.SERVED, took - charged, tenant)
+        # What the tenant's next job may cost: half of it is what this one did.
+        pipe.hset(names.COSTS, tenant, round(0.5 * (charged or took) + 0.5 * took, 4))
+        return took
 
-    def _worker(self, job: Job) -> str:
-        return text(self._redis.hget(names.lease(job.id), "worker"))
+    def _let_go(self, pipe: Pipeline, held: Held) -> None:
+        self._drop(pipe, held.job.id, held.lease, held.job.origin)
+
+    def _drop(self, pipe: Pipeline, job_id: str, lease: Mapping[str, str], queue_name: str) -> None:
+        if lease:
+            pipe.hdel(names.HELD, lease["worker"])
+            pipe.zrem(f"rq:wip:{queue_name}", f"{job_id}:{lease['token']}")
+        pipe.delete(names.lease(job_id))
+        pipe.zrem(names.LEASES, job_id)
+
+
+def texts(found: Mapping[Any, Any]) -> dict[str, str]:
+    """A hash of Redis', as texts."""
+    return {text(name): text(value) for name, value in found.items()}
+
+
+def enqueue(job: RqJob, pipe: Pipeline, *, at_front: bool = False) -> None:
+    """RQ's own writes for a job that waits; RQ would ask for Redis' version first, each time."""
+    found = queue(job.origin, job.connection)
+    found.redis_server_version = _VERSION
+    found._enqueue_job(job, pipeline=pipe, at_front=at_front)
 
 
 def ring(pipe: Pipeline) -> None:
@@ -407,6 +498,7 @@ def ring(pipe: Pipeline) -> None:
 def wake(pipe: Pipeline, queue_name: str) -> None:
     """Somebody should look at this queue."""
     pipe.sadd(names.WAITING, queue_name)
+    pipe.sadd("rq:queues", f"rq:queue:{queue_name}")  # what RQ's dashboard lists
     ring(pipe)
 
 

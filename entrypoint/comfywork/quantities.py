@@ -39,7 +39,7 @@ def seconds(text: str) -> float:
 def human(number: float) -> str:
     """Bytes with three digits that count: `3.01 GB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 1000 or unit == "TB":  # noqa: PLR2004
+        if number < 999.5 or unit == "TB":  # noqa: PLR2004 - 999.6 would show as 1e+03
             return f"{number:.3g} {unit}" if unit != "B" else f"{number:.0f} B"
         number /= 1000
     raise AssertionError

@@ -127,13 +127,17 @@ class _Reader:
             )
         return Redis(
             host=read("REDIS_HOST", _host, base.host),
-            port=read("REDIS_PORT", _port, base.port),
+            port=base.port if url is not None and self._linked() else read("REDIS_PORT", _port, base.port),
             user=read("REDIS_USER", str, base.user),
             password=read("REDIS_PASSWORD", str, base.password),
             tls=read("REDIS_TLS", _boolean, base.tls),
             ca_file=read("REDIS_CA_FILE", _file, base.ca_file),
             database=read("REDIS_DB", _above(int, 0), base.database),
         )
+
+    def _linked(self) -> bool:
+        """Whether Kubernetes set REDIS_PORT for a Service that is called redis."""
+        return self._environ.get("REDIS_PORT", "").startswith("tcp://")
 
     def _read(self, name: str, parse: Callable[[str], T], default: T) -> T:
         text = self._environ.get(name, "")
@@ -205,6 +209,12 @@ def _url(text: str) -> SplitResult | None:
     url = urlsplit(text)
     if url.scheme not in ("redis", "rediss") or not url.hostname:
         raise ValueError("redis://HOST:PORT/0 or rediss://USER:PASSWORD@HOST:PORT/0")
+    try:
+        _ = url.port
+    except ValueError:
+        raise ValueError("a port is a number from 1 to 65535") from None
+    if url.query or url.fragment:
+        raise ValueError("nothing follows the database's number; in a password, ? is %3F and # is %23")
     if not (url.path.strip("/") or "0").isdecimal():
         raise ValueError("what follows the port is a database's number")
     return url

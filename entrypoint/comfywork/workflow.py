@@ -29,7 +29,7 @@ def checked(found: object, limit: int) -> Workflow:
             hint="in ComfyUI: Workflow → Export (API), and submit that file",
         )
     inner = found.get("prompt")
-    workflow = inner if isinstance(inner, dict) and "class_type" not in found else found
+    workflow = inner if isinstance(inner, dict) and "class_type" not in inner else found
     if not workflow:
         raise ConfigError("this workflow has no nodes")
     mistakes = [text for node, value in workflow.items() for text in _node(str(node), value, workflow)]
@@ -53,6 +53,8 @@ def encoded(workflow: Workflow) -> bytes:
         raise ConfigError(
             "a number in this workflow is no number (NaN or infinite), or it nests without end"
         ) from None
+    except TypeError as error:
+        raise ConfigError(f"this workflow is not JSON: {error}") from None
 
 
 def models(workflow: Workflow) -> tuple[str, ...]:

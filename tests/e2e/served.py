@@ -8,7 +8,6 @@ import secrets
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,9 @@ class Place:
     folder: Path
     name: str = field(default_factory=lambda: f"imgbuild-test-{secrets.token_hex(4)}")
     port: int = field(default_factory=free_port)
+    engine: tuple[str, ...] = ("docker",)
+    """The command of the engine that it runs in."""
+    source: str = IMAGE
 
     @property
     def data(self) -> Path:
@@ -64,7 +66,7 @@ class Place:
         return f"{self.name}:cpu"
 
     def prepare(self) -> None:
-        docker("tag", IMAGE, self.image)
+        self.call("tag", self.source, self.image)
         # The container's user has to reach it through every folder above.
         for folder in (self.folder, *self.folder.parents):
             if (
@@ -90,6 +92,12 @@ class Place:
             "--image",
             self.image,
         ]
+
+    def call(self, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """A verb of the engine."""
+        return subprocess.run(
+            [*self.engine, *words], capture_output=True, text=True, check=False, input=stdin, timeout=600
+        )
 
     def tool(self, *words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         env = {**tool_env(None), "IMGBUILD_CACHE": str(self.folder / "cache")}
@@ -117,21 +125,20 @@ class Place:
         return [self.data / "output" / image.subfolder / image.filename for image in result.images]
 
     def inspect(self) -> Any:
-        listed = docker(
+        listed = self.call(
             "ps", "--all", "--quiet", "--filter", f"label=imgbuild.deployment={self.name}"
         ).stdout.split()
-        return [json.loads(docker("container", "inspect", one).stdout)[0] for one in listed]
+        return [json.loads(self.call("container", "inspect", one).stdout)[0] for one in listed]
 
     def clean(self) -> None:
         for found in self.inspect():
-            docker("rm", "--force", "--volumes", found["Id"])
+            self.call("rm", "--force", "--volumes", found["Id"])
         if (self.folder / "compose" / "cpu.yaml").is_file():
             self.compose("--profile", "proxy", "down", check=False)
-        docker("volume", "rm", "--force", self.cache)
-        for tag in docker("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.split():
-            with suppress(ValueError):
-                if tag.startswith(f"{self.name}:"):
-                    docker("rmi", "--force", tag)
+        self.call("volume", "rm", "--force", self.cache)
+        for tag in self.call("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.split():
+            if tag.removeprefix("localhost/").removeprefix("docker.io/library/").startswith(f"{self.name}:"):
+                self.call("rmi", tag)  # of an image with other names: only this one
 
 
 def docker(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

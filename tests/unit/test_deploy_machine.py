@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import quadlets
 
 from imgbuild.cli import main
 from imgbuild.deploy.auto import target_for
@@ -166,38 +167,41 @@ HARD = Wishes(
 )
 
 
-def quadlet():
-    """Podman's own generator: 5.4.2 was tried; QUADLET names another one."""
-    places = (os.environ.get("QUADLET"), "/usr/libexec/podman/quadlet", "/usr/lib/podman/quadlet")
-    return next((p for p in places if p and Path(p).is_file()), None)
-
-
+@pytest.mark.parametrize("user", [True, False], ids=["user", "system"])
 @pytest.mark.parametrize("target", ["ada", "cpu", "gb10", "h100"])
 @pytest.mark.parametrize("wishes", [Wishes(), HARD], ids=["standard", "hard"])
-def test_podmans_own_generator_takes_the_quadlet(tmp_path, plans, target, wishes):
-    if quadlet() is None:
-        pytest.skip("no quadlet generator: it comes with Podman 4.4 and newer; QUADLET=… names one")
-    for name, text in unit_files(deploy(plans[target], wishes), "podman", at_boot=True, user=True).items():
-        (tmp_path / name).write_text(text)
-    env = {**os.environ, "QUADLET_UNIT_DIRS": str(tmp_path)}
-    done = subprocess.run(
-        [quadlet(), "-dryrun", "-user"], env=env, capture_output=True, text=True, check=False
-    )
+def test_podmans_own_generator_takes_the_quadlet(tmp_path, plans, target, wishes, user):
+    if quadlets.generator() is None:
+        pytest.skip(f"no quadlet generator: Podman 4.4 and newer has one; {quadlets.FETCH} fetches Debian's")
+    d = deploy(plans[target], wishes)
+    units = unit_files(d, "podman", at_boot=True, user=user)
+    done = quadlets.generate(units, tmp_path / "units", user=user)
     assert done.returncode == 0, done.stderr
-    assert "unsupported" not in done.stderr
-    assert "not fully qualified" not in done.stderr
-    start = next(x for x in done.stdout.splitlines() if x.startswith("ExecStart=") and " run " in x)
-    for words in (
+    said = [line for line in done.stderr.splitlines() if "Loading source unit file" not in line]
+    assert said == []  # of a key that it does not know, a name that is not fully qualified
+    services = quadlets.services(done.stdout)
+    assert services.keys() == {
+        name.replace(".container", ".service").replace(".volume", "-volume.service") for name in units
+    }
+    words = quadlets.command(services[f"{d.name}.service"], "ExecStart", {"t": "/run", "N": d.name})
+    assert words[:2] == ["/usr/bin/podman", "run"]
+    start = " ".join(words)
+    for option in (
+        "--pull never",
         "--read-only",
         "--cap-drop all",
         "--security-opt=no-new-privileges",
-        "--userns keep-id:uid=1000,gid=1000",
+        "--user 1000:1000",
         "--publish 127.0.0.1:8188:8188",
-        '--health-cmd "comfyrun health"',
-        f"localhost/comfyui:{target}",
+        "--health-cmd comfyrun health",
         "--stop-timeout 10",
     ):
-        assert words in start
+        assert option in start
+    image = words.index(f"localhost/comfyui:{target}")
+    assert tuple(words[image + 1 :]) == d.words
+    assert {f"{name}={value}" for name, value in d.all_environment.items()} <= set(words[:image])
+    assert {volume.spelled for volume in d.volumes} <= set(words[:image])
+    assert ("--userns keep-id:uid=1000,gid=1000" in start) == user
     assert ("--device nvidia.com/gpu=all" in start) == (target != "cpu")
     assert "AutoUpdate" not in done.stdout
 
@@ -240,6 +244,18 @@ def test_installing_and_removing_units(tmp_path, plans):
     assert [p.name for p in s.folder.iterdir()] == ["mine.volume"]
     with pytest.raises(SelectionError, match="comfyui-cpu"):
         s.installed("comfyui-cpu")
+
+
+@pytest.mark.parametrize("engine", ["podman", "docker"])
+def test_what_stays_after_a_removal_is_named(tmp_path, plans, engine):
+    s = services(tmp_path, engine=engine)
+    for wishes, volumes in (
+        (Wishes(), ("comfy-data", "comfy-cache")),
+        (Wishes(data="/srv/comfy data", cache="own.cache"), ("own.cache",)),
+        (Wishes(data="/srv/a", cache="/srv/b", models=("/mnt/m",)), ()),
+    ):
+        s.install(unit_files(deploy(plans["cpu"], wishes), engine, at_boot=True, user=False))
+        assert s.volumes("comfyui-cpu") == volumes
 
 
 def test_units_of_somebody_else_are_spared(tmp_path, plans):

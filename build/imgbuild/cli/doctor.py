@@ -73,11 +73,12 @@ def _mend_or_offer(
     from imgbuild.doctor.finding import error
     from imgbuild.doctor.mend import host
     from imgbuild.errors import EngineError, ImgbuildError
+    from imgbuild.report import say
 
     machine = host.survey(probe)
     try:
         if mend and machine.refusal is None:
-            return doctor.fix(doctor.own_hands(probe), findings, examine=examine, tell=_tell), None
+            return doctor.fix(doctor.own_hands(probe, say), findings, examine=examine, tell=_tell), None
         _offer(doctor.ensure(findings, machine), because=machine.refusal)
     except ImgbuildError as e:
         if mend:

@@ -137,11 +137,12 @@ def _by_digest(app: App, services: Services, d: Deployment) -> Deployment:
 def _remove(services: Services, name: str, unit: str) -> None:
     from imgbuild.report import say
 
-    services.installed(name)
+    volumes = services.volumes(name)
     services.systemctl("stop", unit, check=False)
     if services.engine == "docker":
         services.systemctl("disable", unit, check=False)
     for path in services.remove(name):
         say(f"removed {path}")
     services.systemctl("daemon-reload")
-    say(f"its data stays; {services.engine} volume rm comfy-data comfy-cache deletes it")
+    gone = f"; {services.engine} volume rm {' '.join(volumes)} deletes what is in volumes" if volumes else ""
+    say(f"its data stays{gone}")

@@ -146,6 +146,6 @@ class Containers:
 
     def untag(self, reference: str) -> None:
         """Only the name, where the image has others; what still uses it keeps it."""
-        self.call("rmi", "--no-prune", reference, check=False) if self.name == "docker" else self.call(
-            "untag", reference, check=False
-        )
+        # Podman's untag with one word only takes away every name that the image has.
+        words = ("rmi", "--no-prune", reference) if self.name == "docker" else ("untag", reference, reference)
+        self.call(*words, check=False)

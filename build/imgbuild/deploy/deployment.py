@@ -38,7 +38,7 @@ _GPU = re.compile(r"[0-9]{1,3}(:[0-9]{1,2})?|GPU-[0-9a-f-]{36}|MIG-[0-9A-Za-z/-]
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)KEY$|API_?KEY", re.IGNORECASE)
 _VERBS = (
     *("serve", "worker", "check", "shell", "nodes", "health"),
-    *("submit", "status", "cancel", "jobs", "workers", "queue", "api", "models"),
+    *("submit", "status", "cancel", "jobs", "workers", "queue", "api", "dashboard", "models"),
 )
 """Of comfyrun; words that begin with something else are flags of ComfyUI."""
 

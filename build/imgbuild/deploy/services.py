@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 MARK = "# Written by imgbuild service"
 _PATIENT = 300.0
+_QUADLETS = re.compile(r"^Volume=([\w.-]+)\.volume:", re.MULTILINE)
+_DOCKERS = re.compile(r"--volume ([A-Za-z0-9][\w.-]*):")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,12 @@ class Services:
             raise SelectionError(f"there is no {path}", hint="imgbuild service install writes it")
         return path
 
+    def volumes(self, name: str) -> tuple[str, ...]:
+        """The named volumes of a deployment, as its unit has them."""
+        text = self.installed(name).read_text(errors="replace")
+        words = _DOCKERS if self.engine == "docker" else _QUADLETS
+        return tuple(dict.fromkeys(words.findall(text)))
+
     def remove(self, name: str) -> tuple[Path, ...]:
         """Delete a deployment's unit, and units of volumes that no other one names; volumes stay."""
         unit = self.installed(name)
@@ -88,8 +97,10 @@ class Services:
                 hint="imgbuild service print shows the units; imgbuild run --detach needs no systemd",
             )
         if check and done.returncode:
+            unit = f" --unit {words[-1]}" if words[-1].endswith(".service") else ""
             raise EngineError(
-                f"systemctl {' '.join(words)}: {said[-600:]}", hint=f"journalctl --unit {words[-1]}"
+                f"systemctl {' '.join(words)}: {said[-600:]}",
+                hint=f"journalctl{' --user' if self.user else ''}{unit}",
             )
         return done
 

@@ -5,6 +5,8 @@ Pure ASGI, so that nothing of a refused request's body is read.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 MAKE_HINT = "whoever runs the queue makes one: comfyrun api token TENANT"
 
+_LINGER = 3.0  # seconds, and
+_THROWN = 32_000_000  # bytes of a refused body that are read and thrown away
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -52,9 +56,10 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        send = _with_headers(send)
+        body = _Body(receive)
+        receive, send = body.receive, body.lingering(_with_headers(send))
         path = str(scope["path"])
-        if path.startswith("/v1/") or path == "/metrics":
+        if path.startswith("/v1/") or (path == "/metrics" and scope["method"] in ("GET", "HEAD")):
             refusal = self._enter(scope, path)
             if refusal is not None:
                 status, detail, hint = refusal
@@ -105,6 +110,38 @@ class Guard:
             if begun:
                 raise
             await _too_large(limit)(scope, receive, send)
+
+
+class _Body:
+    """A request's body, of which the rest is read and thrown away before the answer to it ends.
+
+    A connection that is closed with bytes unread is reset, and the client then often sees that instead of the answer.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._more = receive, True
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._more = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    def lingering(self, send: Send) -> Send:
+        async def wrapped(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body") and self._more:
+                await send({**message, "more_body": True})
+                await self._rest()
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        return wrapped
+
+    async def _rest(self) -> None:
+        thrown = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while self._more and thrown < _THROWN:
+                    thrown += len((await self.receive()).get("body", b""))
 
 
 def grant_of(scope: Scope) -> Grant:

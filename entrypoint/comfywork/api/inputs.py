@@ -85,6 +85,8 @@ class _Body(io.RawIOBase):
 async def upload(request: Request, caller: AnyCaller, wanted: Annotated[_Name, Query()]) -> Json:
     """Keep a file for a submission's `inputs`. The same file again has the same key."""
     length = request.headers.get("Content-Length")
+    if length == "0" or (length is None and "Transfer-Encoding" not in request.headers):
+        raise ConfigError("the request has no body", hint="the file's bytes are the body")
     body = io.BufferedReader(_Body(request.stream()))
 
     def put() -> Json:

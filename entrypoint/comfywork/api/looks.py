@@ -27,6 +27,9 @@ router = APIRouter(prefix="/v1", tags=["queue"])
 
 _LOOK = 1.0  # seconds between two looks at what runs: progress is no event
 _SILENCE = 15.0
+_WHOLE = (
+    10.0  # seconds between two looks at everything: places in the queue are no events, and one may get lost
+)
 _MOST = 200
 
 
@@ -59,6 +62,16 @@ def queues(caller: AnyCaller) -> Json:
     return Json({"queues": own, "waiting": sum(view.waiting for view in found)})
 
 
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["hello", "job", "trouble"]},
+        "data": {"type": "string", "description": "JSON; of `job`, a job."},
+    },
+    "required": ["event", "data"],
+}
+
+
 class _Stream(StreamingResponse):
     media_type = "text/event-stream"
 
@@ -78,7 +91,7 @@ class _For(BaseModel):
         **refusals(422, 429),
         200: {
             "description": "Server-sent events: `job` with a job as data, `hello` at the start.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
     },
 )
@@ -96,7 +109,7 @@ async def events(request: Request, caller: AnyCaller, wanted: Annotated[_For, Qu
 
 
 async def _events(request: Request, caller: Caller, seconds: float) -> AsyncIterator[str]:
-    beat, end = Beat(_SILENCE), Beat(seconds)
+    beat, end, whole = Beat(_SILENCE), Beat(seconds), Beat(_WHOLE)
     shown: dict[str, dict[str, Any]] = {}
     with caller.front.hub.listening(caller.scope, caller.grant.tenant) as listener:
         yield "event: hello\ndata: {}\n\n"
@@ -112,24 +125,28 @@ async def _events(request: Request, caller: Caller, seconds: float) -> AsyncIter
             if beat.due():
                 yield ": still here\n\n"
             changed = await listener.heard(min(_LOOK, max(seconds, 0.01)))
+            if whole.due():
+                changed.add(ALL)
 
 
 def _changed(caller: Caller, changed: set[str], shown: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Jobs that look otherwise than they did; `shown` is what the listener knows of those that have not ended."""
+    """Jobs that look otherwise than they did; `shown` is what the listener knows: of an ended one only its state."""
     if ALL in changed:
         views = caller.broker.jobs(caller.scope, limit=_MOST)[::-1]
+        there = {view.id for view in views}
+        for job_id in [job_id for job_id in shown if job_id not in there]:
+            if shown[job_id]["state"] in ENDED:
+                del shown[job_id]
+            else:
+                views += caller.broker.views([job_id], caller.scope)
     else:
         running = {job_id for job_id, job in shown.items() if job["state"] == "processing"}
         views = caller.broker.views(sorted(changed | running), caller.scope)
     found = []
     for view in views:
         job = caller.job(view)
-        if shown.get(view.id) == job:
-            continue
-        if view.state in ENDED:
-            shown.pop(view.id, None)
-        else:
-            shown[view.id] = job
-        if view.state not in ENDED or view.id in changed or ALL in changed:
+        known = {"state": view.state} if view.state in ENDED else job
+        if shown.get(view.id) != known:
+            shown[view.id] = known
             found.append(job)
     return found

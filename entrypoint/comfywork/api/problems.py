@@ -11,6 +11,7 @@ import redis
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from comfywork.errors import (
     ComfyworkError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from comfywork.settings import Settings
 
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _SHOWN = 10  # mistakes of one request
 
 
@@ -99,13 +101,26 @@ def install(app: FastAPI, settings: Settings) -> None:
         return problem(422, "\n".join(mistakes), "GET /docs describes what is wanted")
 
     @app.exception_handler(HTTPException)
-    def _http(_: Request, error: HTTPException) -> JSONResponse:
+    def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = ", ".join(_methods(app, request))
+            return problem(405, f"{request.url.path} takes {allowed}", headers={"Allow": allowed})
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
     @app.exception_handler(Exception)
     def _defect(_: Request, error: Exception) -> JSONResponse:
         # The traceback is in the server's log.
         return problem(500, f"a defect of this server ({type(error).__name__})", "please report it")
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """Of every route of this path, and not of the first alone."""
+    scope = {name: request.scope[name] for name in ("type", "path", "root_path", "headers", "app")}
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.router.routes)
+    ]
 
 
 def _place(parts: tuple[int | str, ...]) -> str:

@@ -228,7 +228,7 @@ def _without(text: str, tenant: str) -> str:
     """The text without a tenant's entry; comments elsewhere stay."""
     kept, inside = [], False
     for line in text.splitlines():
-        if re.match(r"\S", line) and not line.startswith("#"):
+        if re.match(r"\S", line):
             inside = re.match(rf"""["']?{re.escape(tenant)}["']?\s*:""", line) is not None
         if not inside:
             kept.append(line)

@@ -25,6 +25,7 @@ VERBS = {
     "agent": "Take jobs from the queue for the ComfyUI beside it; `comfyrun worker` starts it.",
     "api": "Serve the HTTP API and the queue's page.",
     "cancel": "Cancel jobs.",
+    "dashboard": "Serve RQ's own dashboard of the queue.",
     "jobs": "List jobs.",
     "models": "Models: listed, fetched, verified, counted.",
     "queue": "Keep the queue: check, clean, backup, restore, load-test.",

@@ -11,7 +11,10 @@ def command() -> None:
     import logging
     import sys
 
+    import redis
+
     from comfywork.agent import Agent
+    from comfywork.link import said
     from comfywork.settings import Settings
 
     settings = Settings.from_environment()
@@ -19,4 +22,9 @@ def command() -> None:
     logging.getLogger("comfywork").setLevel(settings.log_level)
     if settings.verbose:
         logging.getLogger().setLevel(settings.log_level)
-    sys.exit(Agent(settings).run())
+    try:
+        sys.exit(Agent(settings).run())
+    except (
+        redis.RedisError
+    ) as error:  # before its own patience begins: RQ's worker asks Redis when it is made
+        raise said(error, settings.redis) from None

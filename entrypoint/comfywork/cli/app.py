@@ -23,12 +23,18 @@ if TYPE_CHECKING:
     from comfywork.views import JobView
 
 TOKEN_HINT = "give --token-file FILE, or set COMFYWORK_TOKEN_FILE"  # noqa: S105 - no token
+_WIDE = 240
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def consoles() -> tuple[Console, Console]:
     """For data and for talk."""
-    return Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    # Where nobody looks, a table folds no cell: a program reads lines.
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
+    return (
+        Console(highlight=False, soft_wrap=True, width=wide),
+        Console(stderr=True, highlight=False, soft_wrap=True),
+    )
 
 
 def tell(error: ComfyworkError) -> int:

@@ -69,6 +69,10 @@ def command(
 def _watch(door: Door, tenant: str | None, states: Sequence[State] | None, limit: int, every: float) -> int:
     data, _ = consoles()
     try:
+        if not data.is_terminal:
+            while True:
+                data.print(_table(door.jobs(tenant, states, limit)))
+                time.sleep(every)
         with Live(console=data, auto_refresh=False, vertical_overflow="ellipsis") as live:
             while True:
                 live.update(_table(door.jobs(tenant, states, limit)), refresh=True)

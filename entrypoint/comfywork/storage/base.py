@@ -131,7 +131,10 @@ class Storage(Protocol):
         ...
 
     def keys(self, prefix: str) -> Iterator[ListedObject]:
-        """What is published, and inputs, whose key begins with `prefix`; sorted by key. Never staged ones."""
+        """What is published, and inputs, whose key begins with `prefix`. Never staged ones.
+
+        A job's keys come one after the other; beyond that the order is the storage's own.
+        """
         ...
 
     def put_input(

@@ -60,7 +60,7 @@ def sweep(
 
 
 def _together(objects: Iterator[ListedObject]) -> Iterator[list[ListedObject]]:
-    """A job's outputs as one, an input by itself. Keys come sorted, so a job's stand together."""
+    """A job's outputs as one, an input by itself. A job's keys come one after the other."""
     group: list[ListedObject] = []
     for one in objects:
         if group and (names.job_of(one.key) is None or _owner(group[0].key) != _owner(one.key)):

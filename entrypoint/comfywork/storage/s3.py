@@ -22,7 +22,7 @@ from comfywork.names import check_tenant
 from comfywork.storage import media, names, s3errors
 from comfywork.storage.base import ListedObject, Place, Stored, Swept, nobody_holds
 from comfywork.storage.errors import MissingError, StorageError
-from comfywork.storage.intake import Intake
+from comfywork.storage.intake import CHUNK, Intake
 from comfywork.storage.s3object import OpenedS3
 
 if TYPE_CHECKING:
@@ -325,7 +325,8 @@ class S3Storage:
         for page in self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=prefix
         ):
-            yield from page.get("Contents", ())
+            # SeaweedFS takes `a//` for `a/`, and answers more than was asked for.
+            yield from (found for found in page.get("Contents", ()) if found["Key"].startswith(prefix))
 
     def _uploads(self, prefix: str) -> list[dict[str, Any]]:
         pages = self._client.get_paginator("list_multipart_uploads").paginate(
@@ -365,20 +366,25 @@ class S3Storage:
 
 
 class _Peeked:
-    """An intake whose first bytes were looked at. It has no seek(): boto3 then reads it once, and keeps what it sends."""
+    """An intake whose first bytes were looked at. It has no seek(): boto3 then reads it once, and keeps what it sends.
+
+    Every read is filled up to the end of the content: boto3 takes a short one for the end.
+    """
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
-        self.head = b""
-        while len(self.head) < media.HEAD and (piece := intake.read(media.HEAD - len(self.head))):
-            self.head += piece
-        self._left = self.head
+        self._left = self.head = self._filled(media.HEAD)
 
     def read(self, size: int = -1, /) -> bytes:
-        if not self._left:
-            return self._intake.read(size)
-        if size < 0:
-            taken, self._left = self._left, b""
-            return taken + self._intake.read(-1)
-        taken, self._left = self._left[:size], self._left[size:]
-        return taken
+        if 0 <= size <= len(self._left):
+            taken, self._left = self._left[:size], self._left[size:]
+            return taken
+        begin, self._left = self._left, b""
+        return begin + self._filled(size - len(begin) if size >= 0 else -1)
+
+    def _filled(self, size: int) -> bytes:
+        pieces = []
+        while size and (piece := self._intake.read(min(size, CHUNK) if size > 0 else CHUNK)):
+            pieces.append(piece)
+            size -= len(piece) if size > 0 else 0
+        return b"".join(pieces)

@@ -34,6 +34,8 @@ class OpenedS3:
         self._body: Any = None
         self._at = self.size = 0
         self._etag = ""
+        self._head = b""
+        """Read already, and not given out yet."""
         self.media_type = media.UNKNOWN
 
     def begin(self) -> None:
@@ -41,8 +43,10 @@ class OpenedS3:
         answer = self._asked()
         self.size = int(answer["ContentLength"])
         self._etag = str(answer.get("ETag", ""))
-        self.media_type = str(answer.get("ContentType", media.UNKNOWN))
         self._body = answer["Body"]
+        # Not what the answer says: some servers (SeaweedFS) make a type of the key's extension.
+        self._head = self.read(media.HEAD)
+        self.media_type = media.decide(self._head, self._key)
 
     def _asked(self) -> Any:
         more = {"Range": f"bytes={self._at}-", "IfMatch": self._etag} if self._at else {}
@@ -60,8 +64,11 @@ class OpenedS3:
             raise self._told(error) from error
 
     def read(self, size: int = -1, /) -> bytes:
-        wanted = self.size - self._at if size < 0 else min(size, self.size - self._at)
-        pieces = []
+        end = len(self._head) if size < 0 else size
+        begin, self._head = self._head[:end], self._head[end:]
+        rest = self.size - self._at
+        wanted = rest if size < 0 else min(size - len(begin), rest)
+        pieces = [begin] if begin or not wanted else []
         failures = 0
         while wanted:
             try:

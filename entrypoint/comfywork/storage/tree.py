@@ -28,31 +28,40 @@ class Tree:
     @contextmanager
     def folder(self, path: str, *, make: bool = False) -> Iterator[int]:
         """A descriptor of the folder `path` below the root. FileNotFoundError when it is not there and not made."""
-        here = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for part in filter(None, path.split("/")):
-                there = self._step(here, part, make=make)
+        for last in reversed(range(_TRIES if make else 1)):
+            here = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for part in filter(None, path.split("/")):
+                    there = self._step(here, part, make=make)
+                    os.close(here)
+                    here = there
+            except FileNotFoundError:
+                # Somebody else took an empty folder away between two steps: from the top again.
                 os.close(here)
-                here = there
-            yield here
-        finally:
-            os.close(here)
+                if last:
+                    continue
+                raise
+            except BaseException:
+                os.close(here)
+                raise
+            try:
+                yield here
+            finally:
+                os.close(here)
+            return
 
     def _step(self, here: int, part: str, *, make: bool) -> int:
         if part in (".", ".."):
             raise OSError(errno.EINVAL, "no name of a folder", part)
-        for _ in range(_TRIES):
+        if make:
             try:
                 return os.open(part, _FOLDER, dir_fd=here)
             except FileNotFoundError:
-                if not make:
-                    raise
-            # Somebody else may make it at the same time, or take the empty folder away again: hence more than once.
-            with suppress(FileExistsError):
-                os.mkdir(part, dir_fd=here)
-                _allow(part, _FOLDER_MODE, here)
-                os.fsync(here)
-        raise OSError(errno.EAGAIN, "this folder vanishes as often as it is made", part)
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=here)
+                    _allow(part, _FOLDER_MODE, here)
+                    os.fsync(here)
+        return os.open(part, _FOLDER, dir_fd=here)
 
     @contextmanager
     def new_file(self, folder: str, name: str) -> Iterator[tuple[int, int]]:

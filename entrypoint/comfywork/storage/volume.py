@@ -180,8 +180,8 @@ class VolumeStorage:
         part = f".{secrets.token_hex(8)}.part"
         try:
             with self._telling(tree, intake), tree.new_file(parent, part) as (folder, file):
-                _room(folder, size)
                 try:
+                    _room(folder, size)
                     for piece in intake.pieces():
                         _write_all(file, piece)
                     os.fsync(file)

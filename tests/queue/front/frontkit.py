@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import pytest
 import redis
@@ -28,7 +28,6 @@ import redis
 from comfywork.api.tokens import make
 from comfywork.broker import Broker, Submission
 from comfywork.lease import Lease, Ledger
-from comfywork.settings import Settings
 from comfywork.storage import Place, Storage, StorageSettings, open_storage
 from comfywork.views import Failure, JobView, Output
 
@@ -107,12 +106,12 @@ class Queue:
     def submit(self, tenant: str = "user001", **more: Any) -> JobView:
         return self.broker.submit(Submission(workflow=more.pop("workflow", WORKFLOW), tenant=tenant, **more))
 
-    def run(self, *arguments: str, code: int | None = 0, input: str | None = None, **environ: str) -> Any:
+    def run(self, *arguments: str, code: int | None = 0, stdin: str | None = None, **environ: str) -> Any:
         """comfywork as a user calls it."""
         done = subprocess.run(
             [sys.executable, "-m", "comfywork", *arguments],
             env={**self.environ, **environ},
-            input=input,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=60,
@@ -186,7 +185,7 @@ class Worker:
 
     def fail(self, lease: Lease, kind: Any = "execution", message: str = "node 2 raised") -> None:
         self.ledger.fail(
-            lease.job, lease.token, Failure(kind=kind, message=message, details="Traceback of node 2")
+            lease.job, lease.token, Failure(kind=kind, message=message, details="RuntimeError in node 2")
         )
 
     def cancelled(self, lease: Lease) -> None:
@@ -212,7 +211,7 @@ class Working:
                 self._worker.say(state="idle")
                 time.sleep(0.02)
 
-    def __enter__(self) -> Working:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -36,7 +36,9 @@ def main() -> None:
     busy = float(next((w.removeprefix("busy-") for w in WORDS if w.startswith("busy-")), 0))
     parent = os.getppid()
     while os.getppid() == parent:
-        (FOLDER / "agent.json").write_text(json.dumps({"state": "busy" if busy else "idle", "job": ""}))
+        new = FOLDER / "agent.new"
+        new.write_text(json.dumps({"state": "busy" if busy else "idle", "job": ""}))
+        new.replace(FOLDER / "agent.json")
         if signals and "deaf" not in WORDS:
             note("drains")
             end = time.monotonic() + busy

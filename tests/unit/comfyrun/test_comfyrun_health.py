@@ -223,7 +223,7 @@ def test_the_verb(
     layout: Layout, proc: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = health.check
-    monkeypatch.setattr(health, "check", lambda layout, ready: real(layout, ready=ready, proc=proc))
+    monkeypatch.setattr(health, "check", lambda layout, ready, count: real(layout, ready=ready, proc=proc))
     assert cli.main(["health", "--ready"], {}, layout) == 0
     assert capsys.readouterr().out.startswith("ready on port")
     assert cli.main(["health", "--json"], {}, layout) == 0
@@ -290,7 +290,7 @@ def test_a_system_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", ["", "9", "9 (x) S", "9 (x) S x"])
 def test_a_process_without_a_parent(proc: Path, text: str) -> None:
     (proc / "9" / "stat").write_text(text)
-    assert health.find(Layout(), proc).parent == 0
+    assert [p.parent for p in health.find(Layout(), proc)] == [0]
 
 
 # --- where it listens --------------------------------------------------------------------------
@@ -329,3 +329,26 @@ def test_https(httpd: HTTPServer, port: int, tmp_path: Path) -> None:
     assert client.get(server, "/system_stats", time.monotonic() + 10) == GPU
     with pytest.raises(client.NoAnswerError):
         client.get(Server(host="127.0.0.1", port=port, tls=False), "/system_stats", time.monotonic() + 1)
+
+
+def test_several_workers_are_all_looked_at(layout: Layout, proc: Path, port: int) -> None:
+    """NUM_WORKERS: each has a comfyrun above it, as which this process stands here."""
+    told = state.State()
+    told.write({"schema": 1})
+    try:
+        (proc / "9" / "stat").write_text(f"9 (a) S {os.getpid()} 1 1 0\n")
+        with pytest.raises(UnhealthyError, match="1 of 2 ComfyUIs run"):
+            health.check(layout, ready=False, proc=_with_own(proc), count=2)
+        (proc / "11").mkdir()
+        argv = ["/opt/venv/bin/python", "/opt/comfyui/main.py", "--port", str(port)]
+        (proc / "11" / "cmdline").write_bytes("\0".join([*argv, ""]).encode())
+        (proc / "11" / "stat").write_text(f"11 (a) S {os.getpid()} 1 1 0\n")
+        found = health.check(layout, ready=True, proc=proc, count=2)
+        assert found.queue == 4, "of both"
+    finally:
+        told.close()
+
+
+def _with_own(proc: Path) -> Path:
+    (proc / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+    return proc

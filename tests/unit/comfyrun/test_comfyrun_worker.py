@@ -349,7 +349,7 @@ def test_verbs_of_the_queue_are_handed_over(workshop: Layout, tmp_path: Path, ve
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["argv"] == [verb, *words[1 if verb != "check" else 2 :]]
+    assert found["argv"] == (["queue", "check", "--json"] if verb == "check" else words)
     assert found["path"][0] == str(tmp_path)
     assert "/elsewhere" not in found["path"]
     assert found["redis"] == "queue.example"

@@ -1,6 +1,7 @@
 """A machine made of recorded replies."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,6 +118,9 @@ class Machine:
     spawned: list = field(default_factory=list)
     killed: list = field(default_factory=list)
     dead: set = field(default_factory=set)
+    said: list = field(default_factory=list)
+    on_spawn: Callable | None = None
+    """Of the machine and the number of the start: what a program does that is started."""
     now: float = 0
 
     def without(self, *programs):
@@ -166,6 +170,7 @@ class Machine:
             terminate=self._terminate,
             sleep=self._sleep,
             clock=lambda: self.now,
+            say=self.said.append,
         )
 
     def _run(self, *argv, timeout=15, env=None):
@@ -197,7 +202,9 @@ class Machine:
 
     def _spawn(self, argv, log):
         self.spawned.append(list(argv))
-        return 4711
+        if self.on_spawn:
+            self.on_spawn(self, len(self.spawned))
+        return 4710 + len(self.spawned)
 
     def _terminate(self, pid):
         self.killed.append(pid)

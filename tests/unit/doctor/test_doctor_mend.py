@@ -25,7 +25,7 @@ from imgbuild import doctor
 from imgbuild.doctor import minimum
 from imgbuild.doctor.mend import apt, host
 from imgbuild.doctor.mend.daemonjson import with_containerd_store
-from imgbuild.doctor.mend.steps import Register, StartEngine, StopEngine
+from imgbuild.doctor.mend.steps import COLD_DISK, Register, StartEngine, StopEngine
 from imgbuild.errors import ConfigError, EngineError
 
 BOTH = frozenset({"linux/amd64", "linux/arm64"})
@@ -462,6 +462,46 @@ def test_dockerd_that_ends_shows_its_log():
     with pytest.raises(EngineError, match="no space left on device") as e:
         run_fix(machine)
     assert "first\n" * 20 not in e.value.message
+
+
+LOG = "/var/log/dockerd.log"
+
+
+def cold(machine, start):
+    """What dockerd does on a disk that nobody has read yet, as its log says it; the second start finds it read."""
+    if start == 1:
+        machine.dead.add(4711)
+        machine.files[LOG] = machine.files.get(LOG, "") + f"{COLD_DISK}\n"
+    else:
+        machine.reply("docker version --format {{.Server.Version}}", "26.1.5\n")
+
+
+def test_dockerd_whose_containerd_was_late_is_started_once_more():
+    machine = Machine(on_spawn=cold).down()
+    StartEngine(title="start").apply(machine.hands())
+    assert machine.spawned == [["dockerd"]] * 2
+    [line] = machine.said
+    assert "starting dockerd once more" in line
+
+
+def test_a_second_late_containerd_is_the_end():
+    def late(machine, start):
+        machine.dead.add(4710 + start)
+        machine.files[LOG] = machine.files.get(LOG, "") + f"start {start}\n{COLD_DISK}\n"
+
+    machine = Machine(on_spawn=late).down()
+    with pytest.raises(EngineError, match="start 2\n  failed to start containerd"):
+        StartEngine(title="start").apply(machine.hands())
+    assert len(machine.spawned) == 2
+
+
+def test_only_what_this_start_wrote_counts():
+    """The log goes on over boots: an old line is no reason for a second start."""
+    machine = Machine(dead={4711}).down()
+    machine.files[LOG] = f"{COLD_DISK}\nfailed to start daemon: no space left on device\n"
+    with pytest.raises(EngineError, match="no space left on device"):
+        StartEngine(title="start").apply(machine.hands())
+    assert (len(machine.spawned), machine.said) == (1, [])
 
 
 def test_dockerd_that_never_answers():

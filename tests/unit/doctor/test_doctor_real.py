@@ -78,7 +78,7 @@ def test_tiny_program_of_this_processor_runs(probe):
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    hands = own_hands(this_machine({}))
+    hands = own_hands(this_machine({}), print)
     real = tmp_path / "etc" / "daemon.json"
     hands.write(real, "one")
     assert real.stat().st_mode & 0o777 == 0o644
@@ -101,7 +101,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_alive_knows_the_dead():
-    hands = own_hands(this_machine({}))
+    hands = own_hands(this_machine({}), print)
     assert hands.alive(os.getpid())
     child = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.DEVNULL)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -151,7 +151,7 @@ class App:
 def invoke(monkeypatch):
     def call(machine, *argv, app=None):
         monkeypatch.setattr(doctor, "this_machine", lambda _: machine.probe())
-        monkeypatch.setattr(doctor, "own_hands", lambda _: machine.hands())
+        monkeypatch.setattr(doctor, "own_hands", lambda *_: machine.hands())
         return CliRunner().invoke(verb.command, argv, obj=app or App())
 
     return call

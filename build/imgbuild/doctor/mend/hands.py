@@ -30,9 +30,11 @@ class Hands:
     terminate: Callable[[int], None]
     sleep: Callable[[float], None]
     clock: Callable[[], float]
+    say: Callable[[str], None]
+    """A line for people, where a step does more than its title says."""
 
 
-def own_hands(probe: Probe) -> Hands:
+def own_hands(probe: Probe, say: Callable[[str], None]) -> Hands:
     return Hands(
         probe=probe,
         write=_write,
@@ -42,6 +44,7 @@ def own_hands(probe: Probe) -> Hands:
         terminate=lambda pid: os.kill(pid, signal.SIGTERM),
         sleep=time.sleep,
         clock=time.monotonic,
+        say=say,
     )
 
 

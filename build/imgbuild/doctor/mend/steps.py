@@ -20,6 +20,9 @@ DOCKERD_LOG = Path("/var/log/dockerd.log")
 START_SECONDS = 60
 STOP_SECONDS = 40
 TAIL = 12
+COLD_DISK = "failed to start containerd: timeout waiting for containerd to start"
+"""dockerd gives its containerd 10 s. The first one after a boot reads everything from the disk and may need more; the
+next one finds it in memory."""
 
 
 class Step(Protocol):
@@ -118,23 +121,36 @@ class StartEngine:
     def apply(self, hands: Hands) -> None:
         if not hands.probe.which(self.argv[0]):
             raise EngineError(f"{self.argv[0]} is not installed", hint="imgbuild doctor --fix")
+        before = len(self._said(hands.probe))
+        how = self._start(hands)
+        if how and COLD_DISK in self._said(hands.probe)[before:]:
+            hands.say(
+                "containerd was not ready within the 10 s that dockerd waits for it: starting dockerd once more"
+            )
+            how = self._start(hands)
+        if how:
+            raise EngineError(
+                f"dockerd was started and {how}; the end of {self.log}:\n{_tail(self._said(hands.probe))}",
+                hint=f"less {self.log}",
+            )
+
+    def _start(self, hands: Hands) -> str | None:
+        """None once it answers, or what became of it."""
         pid = hands.spawn(self.argv, self.log)
         end = hands.clock() + START_SECONDS
         while hands.probe.run("docker", "version", "--format", "{{.Server.Version}}", timeout=10).returncode:
             if not hands.alive(pid):
-                raise self._failed("ended", hands.probe)
+                return "ended"
             if hands.clock() > end:
-                raise self._failed(f"does not answer after {START_SECONDS} s", hands.probe)
+                return f"does not answer after {START_SECONDS} s"
             hands.sleep(0.5)
+        return None
 
-    def _failed(self, how: str, probe: Probe) -> EngineError:
+    def _said(self, probe: Probe) -> str:
         try:
-            text = probe.read(self.log) or ""
+            return probe.read(self.log) or ""
         except OSError:
-            text = ""
-        return EngineError(
-            f"dockerd was started and {how}; the end of {self.log}:\n{_tail(text)}", hint=f"less {self.log}"
-        )
+            return ""
 
 
 @dataclass(frozen=True, kw_only=True)
