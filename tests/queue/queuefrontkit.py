@@ -305,7 +305,13 @@ class World:
         }
         agent = self.agents[name] = Server(name, [sys.executable, "-m", "comfywork", "agent"], environ)
         agent.start()
-        until(lambda: any(worker.id == name for worker in self.broker.workers()), 30)
+
+        def registered() -> bool:
+            assert agent.process is not None
+            assert agent.process.poll() is None, "".join(agent.log)
+            return any(worker.id == name for worker in self.broker.workers())
+
+        until(registered, 120)
         return agent
 
     def front(self, tenant: str, name: str = "", token: str = "") -> Comfy:

@@ -288,8 +288,8 @@ CASES = (
         "base:\n  " + "- " * 5000,
         (f"{CPU}:7: is nested too",),
     ),
-    Case("no nodes", COMMON, "nodes: [dgls]", "nodes: []", ("nodes: needs at least 1 item",)),
-    Case("nodes left out", COMMON, "nodes: [dgls]", "", ("nodes: is missing",)),
+    Case("no nodes", COMMON, "nodes: [dgls, queuefront]", "nodes: []", ("nodes: needs at least 1 item",)),
+    Case("nodes left out", COMMON, "nodes: [dgls, queuefront]", "", ("nodes: is missing",)),
     Case("layer of a taken name", COMMON, "name: media", "name: uv", ("layers[3].name: 'uv' is taken",)),
     Case(
         "target of a taken name", ADA, "name: ada", "name: default", (f"{ADA}:2: name: 'default' is taken",)
