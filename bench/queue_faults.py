@@ -293,6 +293,12 @@ def report(args: argparse.Namespace, base: tuple, hurt: tuple) -> tuple[str, boo
         times = [lost(fault, views, usual) for fault in busy]
         shown = (f"{statistics.median(times):.1f}", f"{max(times):.1f}") if times else ("–", "–")
         rows.append((kind, str(len(hits)), str(len(busy)), *shown))
+    for view in views:
+        if view.state != "completed":
+            print(
+                f"{view.id}: {view.state}, {view.attempts} attempts, {view.failure}, {view.note}",
+                file=sys.stderr,
+            )
     attempts = Counter(view.attempts for view in views)
     good = (
         found.get("right") == found["ended"] == found["submitted"] == found.get("completed") == args.jobs
@@ -302,7 +308,18 @@ def report(args: argparse.Namespace, base: tuple, hurt: tuple) -> tuple[str, boo
     text = "# A thousand jobs, and what breaks meanwhile\n\n" + machine.markdown()
     text += f"- {_WORKERS} workers ({args.image}, agents {'inside' if args.inside else 'beside'}), {_TENANTS} tenants, "
     text += f"WORKER_HEARTBEAT_TIMEOUT={args.heartbeat:g}, seed {args.seed}\n- job: EmptyImage, ImageInvert, SaveImage\n\n"
-    columns = ("run", "jobs in", "completed", "pictures right", "lost", "double", "strays", "s", "jobs/s")
+    columns = (
+        "run",
+        "jobs in",
+        "completed",
+        "pictures right",
+        "failed",
+        "lost",
+        "double",
+        "strays",
+        "s",
+        "jobs/s",
+    )
     text += output.table(
         columns,
         [
@@ -311,7 +328,7 @@ def report(args: argparse.Namespace, base: tuple, hurt: tuple) -> tuple[str, boo
                 str(one["submitted"]),
                 str(one["ended"]),
                 str(one.get("right", 0)),
-                str(args.jobs - one.get("completed", 0)),
+                str(args.jobs - sum(one.get(state, 0) for state in ("completed", "failed", "cancelled"))),
                 str(one["ended"] - one.get("completed", 0)),
                 str(one["strays"]),
                 f"{took_:.0f}",
@@ -322,7 +339,7 @@ def report(args: argparse.Namespace, base: tuple, hurt: tuple) -> tuple[str, boo
                 ("with faults", found, seconds),
             )
         ],
-        right=range(1, 9),
+        right=range(1, 10),
     )
     text += (
         f"\nSeconds lost to a fault: from it until the job that it hit had ended (until the next job of anybody had, "

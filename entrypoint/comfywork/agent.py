@@ -268,7 +268,7 @@ class Agent:
                 self._cleaner.submit(execution.clean, lease.job)
             else:
                 execution.clean(lease.job)
-            if not work.sealing:
+            if not work.sealing and work.tenant:
                 execution.discard(work.tenant, lease)
 
     def _executed(self, execution: Execution, work: _Work) -> str:

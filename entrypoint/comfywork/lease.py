@@ -488,6 +488,7 @@ def enqueue(job: RqJob, pipe: Pipeline, *, at_front: bool = False) -> None:
     found = queue(job.origin, job.connection)
     found.redis_server_version = _VERSION
     found._enqueue_job(job, pipeline=pipe, at_front=at_front)
+    pipe.sadd("rq:queues", found.key)  # where RQ's dashboard looks
 
 
 def ring(pipe: Pipeline) -> None:

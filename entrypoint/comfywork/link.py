@@ -198,7 +198,7 @@ def _password(client: redis.Redis, where: Redis) -> str:
 
 
 def _rights(client: redis.Redis, where: Redis) -> str:
-    """The kinds of command that a worker uses, on a key that nobody else has."""
+    """The kinds of command that a worker uses, on keys that nobody else has: one of each kind of name."""
     key = f"comfy:check:{socket.gethostname()}:{time.time_ns()}"
     try:
         with client.pipeline() as pipe:
@@ -206,6 +206,10 @@ def _rights(client: redis.Redis, where: Redis) -> str:
             pipe.expire(key, 10)
             pipe.execute()
         client.eval("return redis.call('HGET', KEYS[1], 'a')", 1, key)
+        for name in (f"rq:job:{key}", f"worker:{key}"):
+            client.hset(name, "a", "1")
+            client.delete(name)
+        client.time()
         client.rpush(f"{key}:list", "1")
         client.blpop([f"{key}:list"], timeout=1)
         client.publish("comfy:events", "{}")

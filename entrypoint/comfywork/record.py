@@ -39,28 +39,35 @@ class Record:
             "failed": 0,
             **_image(profile),
         }
-        self._rq = SimpleWorker(
-            [queue("comfy.default.normal", connection)],
-            name=settings.worker_id,
-            connection=connection,
-            job_class=Job,
-            queue_class=Queue,
-            serializer=JSONSerializer,
-            worker_ttl=int(settings.heartbeat_timeout) + _FRESH,
-        )
+        self._connection = connection
+        self._rq: SimpleWorker | None = None
 
     def born(self) -> None:
         """Shown by RQ's dashboard from now on. The name is this worker's own (see Ledger.own)."""
-        self._rq.connection.delete(self._rq.key)
-        self._rq.register_birth()
+        # RQ asks Redis things as soon as there is a worker.
+        worker = SimpleWorker(
+            [queue("comfy.default.normal", self._connection)],
+            name=self._settings.worker_id,
+            connection=self._connection,
+            job_class=Job,
+            queue_class=Queue,
+            serializer=JSONSerializer,
+            worker_ttl=int(self._settings.heartbeat_timeout) + _FRESH,
+        )
+        worker.connection.delete(worker.key)
+        worker.register_birth()
+        self._rq = worker
 
     def died(self) -> None:
-        with suppress(redis.RedisError):
-            self._rq.register_death()
+        if self._rq is not None:
+            with suppress(redis.RedisError):
+                self._rq.register_death()
 
     def alive(self, system: Mapping[str, Any]) -> None:
         """One heartbeat for the dashboard; `system` is ComfyUI's /system_stats."""
         self.facts.update(_gpu(system))
+        if self._rq is None:
+            return
         self._rq.heartbeat()
         self._rq.set_state({"busy": "busy", "idle": "idle"}.get(self.facts["state"], "started"))
 

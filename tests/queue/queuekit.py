@@ -161,7 +161,7 @@ class Worker:
         self.process.send_signal(number)
 
     def said(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 def fake(text: str = "hello", **more: Any) -> dict[str, Any]:
