@@ -143,11 +143,11 @@ def test_dry_run_sends_nothing(fake, publisher, made):
 
 def test_second_target_of_a_platform(fake, publisher, made):
     work = publisher()
-    bulk = os.urandom(100_000)
+    bulk = os.urandom(400_000)
     work.stage(*made("h100", bulk=bulk))
     staged = work.stage(*made("ada", bulk=bulk, profile=b'{"ada": 1}'))
-    assert staged.moved.there > 100_000
-    assert staged.moved.sent < 100_000
+    assert staged.moved.there > 400_000
+    assert staged.moved.sent < 400_000
 
 
 def test_blobs_of_another_repository(fake, publisher, made):

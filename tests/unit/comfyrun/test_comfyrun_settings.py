@@ -79,7 +79,7 @@ def refused(*arguments: Any, **options: Any) -> str:
         ("COMFY_METADATA", "off", "--disable-metadata", ""),
         ("COMFY_OFFLINE", "yes", "--disable-api-nodes", ""),
         ("COMFY_NODES", "0", "--disable-all-custom-nodes", ""),
-        ("COMFY_NODES", "0", "--whitelist-custom-nodes", "dgls"),
+        ("COMFY_NODES", "0", "--whitelist-custom-nodes", "dgls queuefront"),
     ],
 )
 def test_a_variable_becomes_a_flag(name: str, value: str, flag: str, given: str) -> None:
