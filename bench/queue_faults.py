@@ -328,6 +328,7 @@ def report(args: argparse.Namespace, base: tuple, hurt: tuple) -> tuple[str, boo
                 str(one["submitted"]),
                 str(one["ended"]),
                 str(one.get("right", 0)),
+                str(one.get("failed", 0)),
                 str(args.jobs - sum(one.get(state, 0) for state in ("completed", "failed", "cancelled"))),
                 str(one["ended"] - one.get("completed", 0)),
                 str(one["strays"]),

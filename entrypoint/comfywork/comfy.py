@@ -37,6 +37,10 @@ class ComfyGoneError(ComfyworkError):
     """ComfyUI does not answer: it has ended, or is about to."""
 
 
+class ComfyAwayError(ComfyGoneError):
+    """Nobody listens at its port: what was asked of it has not begun."""
+
+
 class RejectedError(ComfyworkError):
     """ComfyUI refuses the prompt. `details` is its own answer."""
 
@@ -297,9 +301,8 @@ class Comfy:
         try:
             return self._http.request(method, path, **more)
         except httpx.HTTPError as error:
-            raise ComfyGoneError(
-                f"ComfyUI does not answer {method} {path}: {error or type(error).__name__}"
-            ) from None
+            kind = ComfyAwayError if isinstance(error, httpx.ConnectError) else ComfyGoneError
+            raise kind(f"ComfyUI does not answer {method} {path}: {error or type(error).__name__}") from None
 
 
 def _take_in(text: str, prompt_id: str, followed: _Followed, hear: Hear | None) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from comfywork import workflow
-from comfywork.comfy import ComfyGoneError, FileGoneError, RejectedError
+from comfywork.comfy import ComfyAwayError, ComfyGoneError, FileGoneError, RejectedError
 from comfywork.errors import ComfyworkError, ConfigError
 from comfywork.jobs import OURS
 from comfywork.storage import MissingError, Place, StorageError, TooLargeError, output_name
@@ -158,6 +158,9 @@ class Execution:
                 self.comfy.submit(job_id, graph, _extra(task), task.ours.get("targets"))
             except RejectedError as error:
                 raise JobFailed(Failure(kind="invalid", message=str(error), details=error.details)) from None
+            except ComfyAwayError as error:
+                self._wished()
+                raise HandBack(str(error), counted=False) from None
         else:
             self.say(f"ComfyUI has it already, in its {found}")
         asked: list[float] = []

@@ -23,7 +23,7 @@ import os
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 
-class Interrupted(Exception):
+class PromptInterruptedError(Exception):
     pass
 
 
@@ -64,10 +64,8 @@ class Engine:
 
     @staticmethod
     async def _send(socket: WebSocket, message: str) -> None:
-        try:
+        with suppress(RuntimeError, WebSocketDisconnect):
             await socket.send_text(message)
-        except (RuntimeError, WebSocketDisconnect):
-            pass
 
     def work(self) -> None:
         while True:
@@ -88,10 +86,10 @@ class Engine:
                     outputs[node] = self.node(client, prompt_id, node, value["inputs"])
                 status, entry["outcome"] = "success", "success"
                 messages.append(["execution_success", {"prompt_id": prompt_id}])
-            except Interrupted:
+            except PromptInterruptedError:
                 status, entry["outcome"] = "error", "interrupted"
                 messages.append(["execution_interrupted", {"prompt_id": prompt_id, "node_id": node}])
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever a node raises
                 status, entry["outcome"] = "error", "error"
                 data = {
                     "prompt_id": prompt_id,
@@ -127,9 +125,9 @@ class Engine:
             left = (end - time.monotonic()) / (steps - step)
             if left > 0 and self.interrupted.wait(left):
                 if not inputs.get("hang"):
-                    raise Interrupted
+                    raise PromptInterruptedError
                 time.sleep(float(inputs["hang"]))
-                raise Interrupted
+                raise PromptInterruptedError
         if inputs.get("fail"):
             raise RuntimeError(inputs["fail"])
         if inputs.get("oom") == "always" or (inputs.get("oom") == "once" and prompt_id not in self.had_oom):
@@ -152,7 +150,7 @@ class Engine:
         return {"images": files}
 
 
-def application(engine: Engine) -> Starlette:
+def application(engine: Engine) -> Starlette:  # noqa: C901, PLR0915 - one small function a route
     async def get_prompt(_: Request) -> Response:
         left = len(engine.pending) + (engine.running is not None)
         return JSONResponse({"exec_info": {"queue_remaining": left}})

@@ -27,7 +27,7 @@ _server: Server | None = None
 
 
 def running_server() -> Server:
-    global _server
+    global _server  # noqa: PLW0603 - one for all examples
     if _server is None:
         _server = Server(Path(tempfile.mkdtemp(prefix="comfywork-redis-")), "--appendfsync", "no").start()
     return _server
@@ -125,7 +125,7 @@ class Queue(RuleBasedStateMachine):
         which=st.integers(0, 1000),
         outcome=st.sampled_from(["seal", "finish", "fail", "cancelled", "back", "free"]),
     )
-    def say(self, which: int, outcome: str) -> None:
+    def say(self, which: int, outcome: str) -> None:  # noqa: C901
         """Any holder, past ones too, says how its job went."""
         if not self.believed:
             return

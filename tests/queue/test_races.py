@@ -18,7 +18,7 @@ from comfywork.views import ENDED, Failure, Output
 SECONDS = 4.0
 
 
-def test_everybody_at_once(server: Server) -> None:
+def test_everybody_at_once(server: Server) -> None:  # noqa: C901, PLR0915
     settings = settings_of(server, depth=100_000)
     jobs: list[str] = []
     finished: list[str] = []
@@ -48,7 +48,7 @@ def test_everybody_at_once(server: Server) -> None:
             ledger.own(name, name)
             taken = ledger.take(name, name)
             if isinstance(taken, Foreign):
-                raise AssertionError(taken)
+                raise AssertionError(taken)  # noqa: TRY004
             if not isinstance(taken, Lease) or dice.random() < 0.1:
                 continue
             with contextlib.suppress(LeaseLostError):
