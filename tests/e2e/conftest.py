@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 # A build without cache, or many servers started and stopped, or engines of their own: minutes each.
 _SLOW = {
     *("test_composed.py", "test_derived.py", "test_faults.py", "test_plain_bake.py", "test_reproducible.py"),
-    *("test_podman_deployed.py", "test_secrets.py", "test_two_machines.py", "test_update.py"),
+    *(
+        "test_podman_deployed.py",
+        "test_secrets.py",
+        "test_two_machines.py",
+        "test_update.py",
+        "test_workers.py",
+        "test_workers_apart.py",
+    ),
     *("test_carry.py", "test_look.py", "test_pull.py"),
 }
 
