@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 HOPELESS = (2, 77)
 """Exit codes that say that the next try will end alike: wrong configuration, refused."""
+STUCK = 75
+"""Its exit code when ComfyUI goes on with what it was told to end: both have to be started again."""
 _TRIES = 3
 _QUICK = 30.0  # seconds: who lived longer had been right with its settings once
 _FIRST, _LONGEST = 1.0, 30.0  # seconds between a death and the next start
@@ -105,6 +107,15 @@ class Keeper:
             code = self._run()
             lived = time.monotonic() - begin
             if code is None or self._stopping.is_set():
+                return
+            if code == STUCK:
+                self._log.say(
+                    f"{self._companion.what} cannot end what ComfyUI does: ending the container, to be started again",
+                    "error",
+                    exit_code=code,
+                )
+                self.code = code
+                self._gave_up()
                 return
             hopeless = hopeless + 1 if code in self._companion.hopeless and lived < _QUICK else 0
             if hopeless == _TRIES:

@@ -178,6 +178,13 @@ def test_what_a_restart_cannot_help_ends_the_container(pair: Callable[..., Pair]
     assert "ComfyUI ended" in both.err, "in order"
 
 
+def test_a_comfyui_that_does_not_end_its_job_ends_the_container_at_once(pair: Callable[..., Pair]) -> None:
+    both = pair("exit-75")
+    assert both.ends() == 75
+    assert len(both.notes("start")) == 1
+    assert "cannot end what ComfyUI does: ending the container, to be started again" in both.err
+
+
 def test_what_may_pass_is_tried_for_ever_with_growing_pauses(pair: Callable[..., Pair]) -> None:
     both = pair("exit-69")
     both.until(lambda: len(both.notes("start")) == 5)
