@@ -16,8 +16,8 @@ TESTED = IMGBUILD_IMAGE="$${IMGBUILD_IMAGE-$$(docker image inspect comfyui:cpu >
 test: $(VENV)/.ready  ## What this machine can prove in minutes; what that leaves out is said at the end
 	@$(TESTED) $(VENV)/bin/python tests/all.py $(ARGS)
 
-test-slow: $(VENV)/.ready  ## The rest: builds without cache, updates of running servers, two engines of which one is killed
-	@$(TESTED) $(VENV)/bin/pytest -m slow tests/e2e $(ARGS)
+test-slow: $(VENV)/.ready  ## The rest: builds without cache, updates of running servers, workers and fronts, two engines of which one is killed
+	@$(TESTED) $(VENV)/bin/pytest -m slow tests/e2e tests/queue $(ARGS)
 
 test-gpu: $(VENV)/.ready  ## The kernels of TARGET's image against PyTorch, on this machine's GPU
 	$(VENV)/bin/python tests/gpu/in_image.py $(or $(IMAGE),comfyui:$(TARGET)) --keep

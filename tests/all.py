@@ -27,7 +27,7 @@ PARTS = {
     "engine": ["tests/e2e"],
 }
 ELSEWHERE = (
-    ("builds without cache, updates of a running server, compose, pulls, several machines", "make test-slow"),
+    ("builds without cache, updates, compose, pulls, workers, fronts, several machines", "make test-slow"),
     ("images of gb10, h100, ada", "imgbuild build --all, then imgbuild test --all"),
     ("kernels compiled whole", "imgbuild wheels build --all"),
     ("Podman", "imgbuild test --target cpu --engine podman; deployed, and as a service: make test-slow"),

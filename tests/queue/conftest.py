@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -158,3 +159,26 @@ def front_world(_front_world: World) -> Iterator[World]:
     for job in _front_world.broker.jobs(states=["pending", "processing"]):
         with contextlib.suppress(Exception):
             _front_world.broker.cancel(job.id)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """One of a process: Playwright's loop may run once only."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright, for a real browser")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("apt-get install chromium, for a real browser")
+    arguments = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    with sync_api.sync_playwright() as play:
+        found = play.chromium.launch(executable_path=program, args=arguments)
+        yield found
+        found.close()
+
+
+# A front and workers in containers, or half a minute of a machine's guesses.
+_SLOW = {"test_front_browser.py", "test_front_ends.py", "test_front_prompts.py", "test_api_schema.py"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.name in _SLOW:
+        item.add_marker(pytest.mark.slow)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,7 @@ import httpx
 import pytest
 from queuefrontkit import World, until
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright, for the browser")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium, for the browser"),
-]
+pytestmark = pytest.mark.engine
 PICTURE = os.environ.get("IMGBUILD_FRONT_PICTURE", "")
 """Where docs/images/front.png is written, when it is to be made anew."""
 
@@ -63,43 +57,39 @@ def _drawn() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_run_in_the_browser(front_world: World) -> None:
+def test_run_in_the_browser(front_world: World, browser: Any) -> None:
     front = front_world.comfys["user001"]
     # Whoever comes for the first time is shown templates.
     httpx.post(f"{front.url}/settings/Comfy.TutorialCompleted", json=True).raise_for_status()
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(front.url)
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(front.url)
 
-        def true(words: str, seconds: float = 20) -> None:
-            until(lambda: page.evaluate(f"() => Boolean({words})"), seconds, 0.2)
+    def true(words: str, seconds: float = 20) -> None:
+        until(lambda: page.evaluate(f"() => Boolean({words})"), seconds, 0.2)
 
-        true("window.app?.graph && window.app?.extensionManager", 120)
-        page.wait_for_timeout(3000)
-        page.keyboard.press("Escape")
-        page.evaluate("graph => window.app.loadGraphData(graph)", _drawn())
-        page.wait_for_timeout(1000)
-        before = len(front_world.broker.jobs("user001", limit=1000))
-        page.get_by_test_id("queue-button").or_(
-            page.get_by_role("button", name="Run", exact=True)
-        ).first.click()
-        until(lambda: len(front_world.broker.jobs("user001", limit=1000)) == before + 1, 20)
-        job = front_world.broker.jobs("user001", limit=1)[0]
-        true("window.app.runningNodeId != null")
-        until(lambda: front_world.job(job.id).state == "completed", 60)
-        true("window.app.nodeOutputs['3']?.images?.length")
-        shown = page.evaluate("() => window.app.nodeOutputs['3'].images[0]")
-        assert shown == {"filename": "made_00001_.png", "subfolder": "browser", "type": "output"}
-        true("window.app.graph.getNodeById(3).imgs?.[0]?.naturalWidth === 256")
-        page.keyboard.press("q")  # the queue's panel
-        page.wait_for_timeout(1500)
-        if PICTURE:
-            page.screenshot(path=PICTURE)
-        assert not errors
-        browser.close()
+    true("window.app?.graph && window.app?.extensionManager", 120)
+    page.wait_for_timeout(3000)
+    page.keyboard.press("Escape")
+    page.evaluate("graph => window.app.loadGraphData(graph)", _drawn())
+    page.wait_for_timeout(1000)
+    before = len(front_world.broker.jobs("user001", limit=1000))
+    page.get_by_test_id("queue-button").or_(page.get_by_role("button", name="Run", exact=True)).first.click()
+    until(lambda: len(front_world.broker.jobs("user001", limit=1000)) == before + 1, 20)
+    job = front_world.broker.jobs("user001", limit=1)[0]
+    true("window.app.runningNodeId != null")
+    until(lambda: front_world.job(job.id).state == "completed", 60)
+    true("window.app.nodeOutputs['3']?.images?.length")
+    shown = page.evaluate("() => window.app.nodeOutputs['3'].images[0]")
+    assert shown == {"filename": "made_00001_.png", "subfolder": "browser", "type": "output"}
+    true("window.app.graph.getNodeById(3).imgs?.[0]?.naturalWidth === 256")
+    page.keyboard.press("q")  # the queue's panel
+    page.wait_for_timeout(1500)
+    if PICTURE:
+        page.screenshot(path=PICTURE)
+    assert not errors
+    page.close()
     made = front.folder / "output" / "browser" / "made_00001_.png"
     from PIL import Image
 
