@@ -28,11 +28,12 @@ from comfywork.comfy import Comfy
 from comfywork.errors import ComfyworkError, ConfigError
 from comfywork.execution import Cancelled, Execution, HandBack, JobFailed, StuckError, Wishes, sweep
 from comfywork.jobs import ForeignJobError, Job, fetch
+from comfywork.keeping import Keeper
 from comfywork.lease import Foreign, Lease, LeaseLostError, Ledger, Sealed, UsurpedError, generation, texts
 from comfywork.link import connect, said, text
 from comfywork.modellists import Lister
 from comfywork.record import Record
-from comfywork.storage import MissingError, open_storage
+from comfywork.storage import MissingError, StorageSettings, open_storage
 from comfywork.trail import Trail
 from comfywork.views import Failure
 
@@ -84,7 +85,8 @@ class Agent:
         self._ledger = Ledger(self._redis, settings)
         self._record = Record(self._redis, settings)
         self._comfy = Comfy(settings.server, f"comfywork-{settings.worker_id}")
-        self._storage = storage or open_storage(os.environ, self._redis)
+        self._storage_settings = StorageSettings.from_environment(os.environ)
+        self._storage = storage or open_storage(self._storage_settings, self._redis)
         self._nonce = ""
         self._generation = ""
         self._draining = threading.Event()
@@ -112,10 +114,12 @@ class Agent:
         held = text(self._persist(lambda: self._redis.hget(names.HELD, self.settings.worker_id)))
         sweep((_folder("COMFYWORK_INPUT"), _folder("COMFYWORK_OUTPUT")), keep=held)
         lister = Lister(self.settings.server, self._redis, self.settings.worker_id)
+        keeper = Keeper(self._redis, self._storage, self._storage_settings, self.settings.job_timeout)
         acts: tuple[Callable[[], None], ...] = (
             self._beat_on,
             self._listen,
             lambda: lister.run(self._over),
+            lambda: keeper.run(self.settings.worker_id, self._over),
         )
         threads = [threading.Thread(target=act, daemon=True) for act in acts]
         for thread in threads:

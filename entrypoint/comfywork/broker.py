@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import redis
-from rq.job import JobStatus
 
 from comfywork import modellists, names, quantities, trail, workflow
 from comfywork.errors import (
@@ -30,27 +29,18 @@ from comfywork.errors import (
 from comfywork.jobs import FUNCTION, Job, Task, fetch, queue
 from comfywork.lease import Held, Ledger, enqueue, generation, remember, tell, texts, wake
 from comfywork.link import connect, said, text
+from comfywork.reading import STATES, job_view, worker_view
 from comfywork.settings import Settings
-from comfywork.views import ENDED, Failure, JobView, Output, Progress, QueueView, State, WorkerView
+from comfywork.views import ENDED, JobView, QueueView, State, WorkerView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from comfywork.names import Priority
 
-_STATES: Mapping[str, State] = {
-    JobStatus.QUEUED: "pending",
-    JobStatus.DEFERRED: "pending",
-    JobStatus.SCHEDULED: "pending",
-    JobStatus.CREATED: "pending",
-    JobStatus.STARTED: "processing",
-    JobStatus.FINISHED: "completed",
-    JobStatus.FAILED: "failed",
-    JobStatus.STOPPED: "cancelled",
-    JobStatus.CANCELED: "cancelled",
-}
 _LOOK = 1.0  # seconds between two looks at a job, should an event get lost
 _MINUTE = 60.0
+_WANTED = 90 * 86400  # seconds: longer than any job waits; it keeps an input from being swept
 _TRIES = 3
 _AWAY = 300.0  # seconds for which a Redis that does not answer is waited for
 
@@ -170,6 +160,9 @@ class Broker:
                         "print": print_,
                     },
                 )
+                for key in set(task.inputs.values()):
+                    pipe.sadd(names.wanting(key), job_id)
+                    pipe.expire(names.wanting(key), _WANTED)
                 enqueue(job, pipe)
                 remember(pipe, job_id, tenant, now)
                 pipe.hincrby(names.COUNTERS, "submitted", 1)
@@ -285,7 +278,7 @@ class Broker:
         except redis.RedisError as error:
             raise said(error, self.settings.redis) from None
         return [
-            _worker(text(key).partition(":")[2], raw) for key, raw in zip(keys, found, strict=True) if raw
+            worker_view(text(key).partition(":")[2], raw) for key, raw in zip(keys, found, strict=True) if raw
         ]
 
     def queues(self) -> list[QueueView]:
@@ -319,7 +312,7 @@ class Broker:
                 pipe.hmget(Job.key_for(job_id), *fields)
             raw = pipe.execute()
         views = [
-            _view(job_id, ours, dict(zip(fields, theirs, strict=True)))
+            job_view(job_id, ours, dict(zip(fields, theirs, strict=True)))
             for job_id, ours, theirs in zip(wanted, raw[::2], raw[1::2], strict=True)
             if ours and theirs[0]
         ]
@@ -400,7 +393,7 @@ class Broker:
                 job = fetch(job_id, self.connection)
                 worker = pipe.hget(names.lease(job_id), "worker")
                 ours = texts(pipe.hgetall(names.job(job_id)))
-                if job is None or _STATES.get(job.get_status(refresh=False).value, "pending") in ENDED:
+                if job is None or STATES.get(job.get_status(refresh=False).value, "pending") in ENDED:
                     return
                 seconds, micro = pipe.time()
                 pipe.multi()
@@ -507,64 +500,6 @@ def _fingerprint(task: Task, tenant: str, priority: str, timeout: float) -> str:
     digest = hashlib.sha256(workflow.encoded(task.workflow))
     digest.update(json.dumps([dict(task.inputs), tenant, priority, timeout], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _view(job_id: str, ours: Mapping[bytes, bytes], theirs: Mapping[str, bytes | None]) -> JobView:
-    known = {text(name): text(value) for name, value in ours.items()}
-    state = _STATES.get(text(theirs["status"]), "pending")
-    outputs: tuple[Output, ...] = ()
-    if state == "completed" and "sealed" in known:
-        outputs = tuple(Output(**output) for output in json.loads(known["sealed"])["outputs"])
-    return JobView(
-        id=job_id,
-        tenant=known.get("tenant", ""),
-        priority=known.get("priority", "normal"),  # type: ignore[arg-type]
-        state=state,
-        submitted=float(known.get("since", 0)),
-        started=float(known["begun"]) if "begun" in known else None,
-        ended=float(known["ended"]) if "ended" in known else None,
-        attempts=int(known.get("attempts", 0)),
-        worker=known.get("worker", ""),
-        progress=_progress(theirs["meta"], known, state),
-        outputs=outputs,
-        failure=Failure(**json.loads(known["failure"])) if "failure" in known else None,
-        cancelling="cancel" in known and state not in ENDED,
-        note=known.get("note", ""),
-    )
-
-
-def _progress(meta: bytes | None, known: Mapping[str, str], state: State) -> Progress:
-    nodes = int(known.get("nodes", 0))
-    if state == "completed":
-        return Progress(done=nodes, nodes=nodes)
-    try:
-        found = json.loads(meta or b"{}").get("progress") or {}
-        return Progress(**{"nodes": nodes, **found})
-    except (ValueError, TypeError, AttributeError):
-        return Progress(nodes=nodes)
-
-
-def _worker(worker_id: str, raw: Mapping[bytes, bytes]) -> WorkerView:
-    known = {text(name): text(value) for name, value in raw.items()}
-    return WorkerView(
-        id=worker_id,
-        state=known.get("state", ""),
-        job=known.get("job", ""),
-        gpu=known.get("gpu", ""),
-        image=known.get("image", ""),
-        target=known.get("target", ""),
-        comfyui=known.get("comfyui", ""),
-        host=known.get("host", ""),
-        loaded=tuple(name for name in known.get("loaded", "").split("|") if name),
-        models=int(known.get("models", 0)),
-        seen=float(known.get("seen", 0)),
-        since=float(known.get("since", 0)),
-        done=int(known.get("done", 0)),
-        failed=int(known.get("failed", 0)),
-        memory_used=int(known.get("memory_used", 0)),
-        memory_total=int(known.get("memory_total", 0)),
-        fallbacks=int(known.get("fallbacks", 0)),
-    )
 
 
 __all__ = ["Broker", "ComfyworkError", "Submission"]

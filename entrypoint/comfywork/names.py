@@ -43,6 +43,9 @@ GENERATION: Final = "comfy:generation"
 TENANTS: Final = "comfy:tenants"
 """Set: every tenant that ever submitted a job."""
 
+SWEPT: Final = "comfy:swept"
+"""The worker that swept the storage last, for an hour."""
+
 WORKERS: Final = "worker:*"
 
 _TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -87,6 +90,11 @@ def models(worker_id: str) -> str:
 def jobs_of(tenant: str) -> str:
     """Sorted set: a tenant's job ids by the second of their submission."""
     return f"comfy:jobs:{tenant}"
+
+
+def wanting(key: str) -> str:
+    """Set: the jobs that were submitted with this input."""
+    return f"comfy:wanting:{key}"
 
 
 def queue(tenant: str, priority: Priority) -> str:

@@ -1,4 +1,4 @@
-"""comfyrun queue check|clean|backup|restore|load-test|priority|retry"""
+"""comfyrun queue check|clean|backup|restore|load-test|priority|retry|sweep"""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ VERBS = {
     "priority": "Move a waiting job to another priority.",
     "restore": "Submit the jobs of a backup again.",
     "retry": "Run a job that failed or was cancelled once more.",
+    "sweep": "Delete files that are older than RETENTION.",
 }
 
 
