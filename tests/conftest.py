@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ _COVERED_BY = {
     "tests/e2e": "make image, which brings an engine, then make test",
     "tests/unit/comfyrun": "imgbuild test, inside an image; IMGBUILD_COMFYUI_TREES, IMGBUILD_TORCH (CONTRIBUTING)",
 }
+
+
+# What a shell starts with `&` ignores SIGINT, and so do its children: then Ctrl-C could not be tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import signal
 import socket
 import warnings
 from pathlib import Path
@@ -40,10 +39,6 @@ _SLOW = {
     ),
     *("test_carry.py", "test_look.py", "test_pull.py"),
 }
-
-
-# What a shell starts with `&` ignores SIGINT, and so do its children: then Ctrl-C could not be tested.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -194,7 +194,7 @@ SABOTAGES = (
     Sabotage(
         name="patched-queue-library",
         caught_by="test_image_work.py::test_every_work_package_is_what_its_wheel_brought",
-        dockerfile=f"RUN echo '# patched by hand' >> {_WORK_SITE}/rq/job.py\nUSER 1000:1000",
+        dockerfile=f"RUN cd {_WORK_SITE}/rq && echo '# patched by hand' >> job.py\nUSER 1000:1000",
         says="rq/job.py",
     ),
     Sabotage(
