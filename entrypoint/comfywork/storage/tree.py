@@ -19,6 +19,10 @@ _FILE_MODE = 0o664
 _TRIES = 20
 
 
+class RootGoneError(OSError):
+    """The whole volume is away. No FileNotFoundError: nothing can be said of any file in it."""
+
+
 class Tree:
     """`root` itself may be a link: where the volume lies is its operator's to say."""
 
@@ -29,7 +33,7 @@ class Tree:
     def folder(self, path: str, *, make: bool = False) -> Iterator[int]:
         """A descriptor of the folder `path` below the root. FileNotFoundError when it is not there and not made."""
         for last in reversed(range(_TRIES if make else 1)):
-            here = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            here = self._open_root()
             try:
                 for part in filter(None, path.split("/")):
                     there = self._step(here, part, make=make)
@@ -49,6 +53,12 @@ class Tree:
             finally:
                 os.close(here)
             return
+
+    def _open_root(self) -> int:
+        try:
+            return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise RootGoneError(error.errno, error.strerror, str(self.root)) from None
 
     def _step(self, here: int, part: str, *, make: bool) -> int:
         if part in (".", ".."):
