@@ -87,6 +87,7 @@ class Agent:
         self._comfy = Comfy(settings.server, f"comfywork-{settings.worker_id}")
         self._storage_settings = StorageSettings.from_environment(os.environ)
         self._storage = storage or open_storage(self._storage_settings, self._redis)
+        self._lister = Lister(self.settings.server, self._redis, self.settings.worker_id)
         self._nonce = ""
         self._generation = ""
         self._draining = threading.Event()
@@ -113,12 +114,11 @@ class Agent:
         self._generation = self._persist(lambda: generation(self._redis))
         held = text(self._persist(lambda: self._redis.hget(names.HELD, self.settings.worker_id)))
         sweep((_folder("COMFYWORK_INPUT"), _folder("COMFYWORK_OUTPUT")), keep=held)
-        lister = Lister(self.settings.server, self._redis, self.settings.worker_id)
         keeper = Keeper(self._redis, self._storage, self._storage_settings, self.settings.job_timeout)
         acts: tuple[Callable[[], None], ...] = (
             self._beat_on,
             self._listen,
-            lambda: lister.run(self._over),
+            lambda: self._lister.run(self._over),
             lambda: keeper.run(self.settings.worker_id, self._over),
         )
         threads = [threading.Thread(target=act, daemon=True) for act in acts]
@@ -419,6 +419,7 @@ class Agent:
                     self._beat(work)
                     if now >= due:
                         self._record.alive(self._comfy.system())
+                        self._record.facts["models"] = self._lister.count
                         due = now + every
                     if now - swept >= every / _LOOKS:
                         swept = now

@@ -36,6 +36,7 @@ def test_a_job(server: Server, comfy: Comfy, workers: Make, queue: Broker) -> No
     assert view.ended >= view.started >= view.submitted
     (one,) = queue.workers()
     assert (one.gpu, one.memory_used) == ("fake", 600)
+    until(lambda: [one.models for one in queue.workers()] == [2], what="its models are counted")
     until(lambda: not list((comfy.folder / "output").glob("*/*")), what="ComfyUI's folder is cleaned")
     consistent(server.client)
 
